@@ -55,11 +55,12 @@
 )]
 
 use core::time::Duration;
+use std::boxed::Box;
 
 use crate::blocking::Host;
 use crate::claim::{Claim, Fence, Owner};
 use crate::name::Name;
-use crate::store::{Acquired, Holder, Renewed, Store, StoreError};
+use crate::store::{Acquired, Holder, Renewed, Store, StoreError, Waiter};
 use crate::ttl::Ttl;
 
 pub mod clients;
@@ -212,18 +213,16 @@ macro_rules! conformance {
     };
 }
 
-/// Waits for `claim` for at most `at_most`, as one step of a test: the ticket of the claim's owner stays in the
-/// wait queue until its grant, or until it [leaves](leave) the queue.
-pub fn wait(store: &(impl Store + ?Sized), claim: &Claim, at_most: Duration) {
+/// Returns a waiter of `claim` that has waited for at most `at_most`: with [`Duration::ZERO`], it only has its
+/// ticket in the wait queue. Dropping it leaves the queue.
+pub fn waited<'s>(
+    store: &'s (impl Store + ?Sized),
+    claim: &Claim,
+    at_most: Duration,
+) -> Box<dyn Waiter + 's> {
     let mut waiter = store.waiter(claim).expect("a store that can wait");
     waiter.wait(at_most);
-    // Dropping it would leave the queue.
-    core::mem::forget(waiter);
-}
-
-/// Removes the ticket of the owner of `claim` from the wait queue, as one step of a test.
-pub fn leave(store: &(impl Store + ?Sized), claim: &Claim) {
-    drop(store.waiter(claim));
+    waiter
 }
 
 /// Returns a claim on `name` by the `number`th owner, for the fixture's ttl.

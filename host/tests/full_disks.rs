@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use namespaces::{DIRECTORY, in_namespaces};
 use store_calls::{done, granted, refused};
-use verrou::conformance::wait;
+use verrou::conformance::waited;
 use verrou::{Claim, Store, Ttl};
 use verrou_host::{AnyStore, StoreOptions};
 
@@ -175,11 +175,11 @@ fn held_lock_is_extended_and_released_on_a_full_file_system() {
             let waiting = claim("held", 2);
             refused(&others.acquire(&waiting));
             // There is no room for the wake pipe of the waiter.
-            wait(&others, &waiting, Duration::ZERO);
+            let mut waiter = waited(&others, &waiting, Duration::ZERO);
             thread::scope(|scope| {
                 scope.spawn(|| {
                     let is_granted = (0..20).any(|_| {
-                        wait(&others, &waiting, Duration::from_secs(1));
+                        waiter.wait(Duration::from_secs(1));
                         others.acquire(&waiting).unwrap().is_granted()
                     });
                     assert!(
@@ -190,6 +190,7 @@ fn held_lock_is_extended_and_released_on_a_full_file_system() {
                 });
                 done(ours.release(&held));
             });
+            waiter.granted();
             granted(ours.acquire(&free));
             if others.capabilities().force_releases {
                 done(others.force_release(&waiting.name, None));

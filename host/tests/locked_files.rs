@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use store_calls::{claim, done, granted};
-use verrou::conformance::{leave, wait};
-use verrou::{Acquired, Fence, Store};
+use verrou::conformance::waited;
+use verrou::{Acquired, Fence, Store, StoreError, Waiter};
 use verrou_host::{AnyStore, StoreOptions};
 
 /// The time within which every operation ends, on any busy machine.
@@ -28,31 +28,35 @@ struct Scene {
     is_held: bool,
 }
 
+/// The waiter of the second store between the operations that begin and end its wait.
+type SceneWaiter<'s> = Option<Box<dyn Waiter + 's>>;
+
 /// Performs one operation; returns whether it granted the lock.
-type Operation = fn(&Scene) -> Result<bool, verrou::StoreError>;
+type Operation = for<'s> fn(&'s Scene, &mut SceneWaiter<'s>) -> Result<bool, StoreError>;
 
 const OPERATIONS: [(&str, Operation); 6] = [
-    ("acquire", |scene| {
+    ("acquire", |scene, _| {
         let reply = scene.other.acquire(&claim("lock", 2))?;
         Ok(matches!(reply, Acquired::Granted { .. }))
     }),
-    ("extend", |scene| {
+    ("extend", |scene, _| {
         scene.store.extend(&claim("lock", 1)).map(|_| false)
     }),
-    ("inspect", |scene| {
+    ("inspect", |scene, _| {
         let name = claim("lock", 1).name;
         scene.other.holders(&name).map(|_| false)
     }),
-    ("force-release", |scene| {
+    ("force-release", |scene, _| {
         let (name, none) = (claim("lock", 1).name, Fence::new(u64::MAX));
         scene.other.force_release(&name, none).map(|_| false)
     }),
-    ("wait", |scene| {
-        wait(&scene.other, &claim("lock", 2), Duration::from_millis(5));
+    ("wait", |scene, waiter| {
+        let moment = Duration::from_millis(5);
+        *waiter = Some(waited(&scene.other, &claim("lock", 2), moment));
         Ok(false)
     }),
-    ("end a wait", |scene| {
-        leave(&scene.other, &claim("lock", 2));
+    ("end a wait", |scene, waiter| {
+        drop(waiter.take());
         scene.other.release(&claim("lock", 2)).map(|_| false)
     }),
 ];
@@ -81,9 +85,10 @@ impl Scene {
 
     fn assert_each_operation_ends(&self, how: &str) {
         let path = self.path.display();
+        let mut waiter = None;
         for (what, operation) in OPERATIONS {
             let began = Instant::now();
-            let reply = operation(self);
+            let reply = operation(self, &mut waiter);
             let took = began.elapsed();
             assert!(took < SOON, "{path} {how}: {what} took {took:?}");
             match reply {

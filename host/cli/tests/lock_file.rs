@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use common::{Started, TestDir, code, ends_with, eventually, prefixed, stderr, traced};
 use store_calls::{granted, not_done, refused};
-use verrou::conformance::wait;
+use verrou::conformance::waited;
 use verrou::{Acquired, Claim, Name, Store};
 use verrou_host::{FileLockStore, StoreOptions};
 
@@ -175,9 +175,10 @@ fn holder_of_replaced_file_leaves_record_alone() {
             let (second, _) = open(&path);
             granted(second.acquire(&claim(1)));
             // With a waiter, the end of a grant is recorded.
-            wait(&first, &claim(2), Duration::ZERO);
+            let waiter = waited(&first, &claim(2), Duration::ZERO);
             assert!(second.release(&claim(1)).unwrap());
             let mut last = granted(first.acquire(&claim(2)));
+            waiter.granted();
             replace(&path);
             let (second, _) = open(&path);
             for _ in 0..grants {

@@ -8,11 +8,12 @@ mod lock_files;
 mod store_calls;
 
 use std::fs;
+use std::time::Duration;
 
 use common::{KINDS, TestDir, ends_with};
 use lock_files::{lock_file, open};
 use store_calls::granted;
-use verrou::conformance::wait;
+use verrou::conformance::waited;
 use verrou::{Claim, Store};
 
 fn claim(owner: u8) -> Claim {
@@ -111,9 +112,10 @@ fn restored_file_of_a_held_lock_is_not_corrupt() {
         for _ in 0..extensions {
             assert!(holder.extend(&claim(1)).unwrap());
         }
-        wait(&*other, &claim(2), std::time::Duration::ZERO);
+        let waiter = waited(&*other, &claim(2), Duration::ZERO);
         assert!(holder.release(&claim(1)).unwrap());
         let next = granted(other.acquire(&claim(2)));
+        waiter.granted();
         if extensions > 0 {
             assert!(next > held, "{next} after {held}");
         }

@@ -6,7 +6,7 @@ mod common;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,8 +17,8 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::process::{Signal, kill_process};
 use verrou::blocking::{Host, LockFactory};
-use verrou::conformance::{leave, wait};
-use verrou::{Claim, Name, Owner, Retry, Store, Ttl};
+use verrou::conformance::waited;
+use verrou::{Claim, Name, Owner, Retry, Store, Ttl, Waiter};
 use verrou_host::{AnyStore, System};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -40,18 +40,19 @@ fn is_granted(store: &AnyStore, claim: &Claim) -> bool {
     store.acquire(claim).unwrap().is_granted()
 }
 
-/// Adds `claim` to the wait queue.
-fn queue(store: &AnyStore, claim: &Claim) {
-    wait(store, claim, Duration::ZERO);
+/// Adds `claim` to the wait queue; returns its waiter. Dropping the waiter leaves the queue.
+fn queue<'s>(store: &'s AnyStore, claim: &Claim) -> Box<dyn Waiter + 's> {
+    waited(store, claim, Duration::ZERO)
 }
 
-/// Waits until `claim` is granted.
-fn take(store: &AnyStore, claim: &Claim) {
+/// Waits until `claim` is granted, with its waiter.
+fn take(store: &AnyStore, claim: &Claim, mut waiter: Box<dyn Waiter + '_>) {
     let began = Instant::now();
     while !is_granted(store, claim) {
         assert!(began.elapsed() < SOON, "it is the head waiter");
-        wait(store, claim, SOON);
+        waiter.wait(SOON);
     }
+    waiter.granted();
 }
 
 fn descriptors() -> usize {
@@ -73,15 +74,15 @@ fn waiters_are_served_in_order_of_arrival() {
         assert!(is_granted(&stores[0], &held));
         let order = Mutex::new(Vec::new());
         thread::scope(|scope| {
-            for waiter in 0..WAITERS {
+            for number in 0..WAITERS {
                 // Some neighbours in the queue share a store, some do not.
-                let store = &stores[waiter / 2 % 3];
+                let store = &stores[number / 2 % 3];
                 let claim = claim("lock");
-                queue(store, &claim);
+                let waiter = queue(store, &claim);
                 let order = &order;
                 scope.spawn(move || {
-                    take(store, &claim);
-                    order.lock().unwrap().push(waiter);
+                    take(store, &claim, waiter);
+                    order.lock().unwrap().push(number);
                     store.release(&claim).unwrap();
                 });
             }
@@ -138,22 +139,22 @@ fn corrupt_mark(kind: &str, mark: u64, is_read_by_grant: bool) {
     let [_, others @ ..] = stores.each_ref();
     let order = others.map(|store| {
         let claim = claim("lock");
-        within(SOON, || queue(store, &claim));
-        (store, claim)
+        let waiter = within(SOON, || queue(store, &claim));
+        (store, claim, waiter)
     });
     // A waiter can stop to wait, whatever the state of the others.
     let late = claim("lock");
-    within(SOON, || wait(others[0], &late, Duration::from_millis(1)));
-    leave(others[0], &late);
+    let late = within(SOON, || waited(others[0], &late, Duration::from_millis(1)));
+    drop(late);
     stores[0].release(&held).unwrap();
     if is_read_by_grant {
         // The grant records the mark, and so the order is kept.
-        let (last, _) = &order[2];
+        let (last, ..) = &order[2];
         assert!(!is_granted(last, &claim("lock")), "{kind}, {mark:#x}");
     }
-    for (store, claim) in &order {
-        take(store, claim);
-        store.release(claim).unwrap();
+    for (store, claim, waiter) in order {
+        take(store, &claim, waiter);
+        store.release(&claim).unwrap();
     }
 }
 
@@ -178,24 +179,20 @@ fn foreign_byte_locks_delay_no_waiter() {
         };
         fcntl(&file, FcntlArg::F_OFD_SETLK(&all_tickets)).unwrap();
         let next = claim("lock");
-        within(SOON, || queue(&other, &next));
+        let waiter = within(SOON, || queue(&other, &next));
         store.release(&held).unwrap();
-        take(&other, &next);
+        take(&other, &next, waiter);
         other.release(&next).unwrap();
     }
 }
 
-/// Calls `work`; aborts the test if that takes longer than `deadline`.
+/// Calls `work`, and returns its result; aborts the test if that takes longer than `deadline`.
 #[track_caller]
-fn within(deadline: Duration, work: impl FnOnce() + Send) {
-    let done = AtomicBool::new(false);
+fn within<T: Send>(deadline: Duration, work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
-        scope.spawn(|| {
-            work();
-            done.store(true, Ordering::Relaxed);
-        });
+        let worker = scope.spawn(work);
         let began = Instant::now();
-        while !done.load(Ordering::Relaxed) {
+        while !worker.is_finished() {
             if began.elapsed() > deadline {
                 // The thread cannot be ended alone.
                 eprintln!("it takes more than {deadline:?}");
@@ -203,7 +200,8 @@ fn within(deadline: Duration, work: impl FnOnce() + Send) {
             }
             thread::sleep(Duration::from_millis(1));
         }
-    });
+        worker.join().unwrap()
+    })
 }
 
 #[test]
@@ -213,8 +211,8 @@ fn hand_off_reservation_of_the_head_waiter_ends() {
         let (here, there) = (open(kind, directory.path()), open(kind, directory.path()));
         let (held, first, second) = (claim("lock"), claim("lock"), claim("lock"));
         assert!(is_granted(&here, &held));
-        queue(&there, &first);
-        queue(&here, &second);
+        let head_waiter = queue(&there, &first);
+        let next_waiter = queue(&here, &second);
         let released = Instant::now();
         here.release(&held).unwrap();
         let barged = is_granted(&here, &claim("lock")) || is_granted(&here, &second);
@@ -223,10 +221,11 @@ fn hand_off_reservation_of_the_head_waiter_ends() {
             "{kind}"
         );
         // The head waiter does not come.
-        take(&here, &second);
+        take(&here, &second, next_waiter);
         assert!(released.elapsed() >= Duration::from_millis(200), "{kind}");
         here.release(&second).unwrap();
         assert!(is_granted(&there, &first), "{kind}");
+        head_waiter.granted();
     }
 }
 
@@ -235,23 +234,21 @@ fn third_waiter_is_granted_when_the_first_two_do_not_come() {
     for kind in KINDS {
         let directory = tempfile::tempdir().unwrap();
         let (here, there) = (open(kind, directory.path()), open(kind, directory.path()));
-        let waiting = [(); 3].map(|()| claim("lock"));
+        let [first, second, third] = [(); 3].map(|()| claim("lock"));
         let held = claim("lock");
         assert!(is_granted(&here, &held));
-        for claim in &waiting {
-            queue(&there, claim);
-        }
+        let waiters = [&first, &second, &third].map(|claim| queue(&there, claim));
+        let [first_waiter, second_waiter, third_waiter] = waiters;
         let released = Instant::now();
         here.release(&held).unwrap();
-        let [first, second, third] = waiting;
-        take(&there, &third);
+        take(&there, &third, third_waiter);
         assert!(released.elapsed() >= Duration::from_millis(400), "{kind}");
         there.release(&third).unwrap();
         // The first two have kept their tickets.
-        take(&there, &first);
+        take(&there, &first, first_waiter);
         assert!(!is_granted(&there, &second), "{kind}");
         there.release(&first).unwrap();
-        take(&there, &second);
+        take(&there, &second, second_waiter);
     }
 }
 
@@ -296,9 +293,7 @@ fn a_hundred_thousand_waits_leave_nothing_behind() {
         assert!(is_granted(&here, &held));
         let mut before = None;
         for round in 0..WAITS {
-            let waiting = claim("lock");
-            queue(&there, &waiting);
-            leave(&there, &waiting);
+            drop(queue(&there, &claim("lock")));
             // After 100 rounds everything is open that stays open.
             if round == 100 {
                 before = Some((descriptors(), threads()));
@@ -331,7 +326,10 @@ fn planted_files_in_place_of_wake_pipes_block_no_waiter() {
         let held = claim("lock");
         assert!(is_granted(&here, &held));
         thread::scope(|scope| {
-            let waiter = scope.spawn(|| take(&there, &claim("lock")));
+            let waiter = scope.spawn(|| {
+                let claim = claim("lock");
+                take(&there, &claim, there.waiter(&claim).unwrap());
+            });
             thread::yield_now();
             here.release(&held).unwrap();
             waiter.join().unwrap();
@@ -354,13 +352,13 @@ fn waiters_are_served_in_order_without_wake_pipes() {
         assert!(is_granted(&stores[0], &held));
         let order = Mutex::new(Vec::new());
         thread::scope(|scope| {
-            for (waiter, store) in stores[1..].iter().enumerate() {
+            for (number, store) in stores[1..].iter().enumerate() {
                 let claim = claim("lock");
-                queue(store, &claim);
+                let waiter = queue(store, &claim);
                 let order = &order;
                 scope.spawn(move || {
-                    take(store, &claim);
-                    order.lock().unwrap().push(waiter);
+                    take(store, &claim, waiter);
+                    order.lock().unwrap().push(number);
                     store.release(&claim).unwrap();
                 });
             }
@@ -394,21 +392,17 @@ fn a_process_keeps_one_wake_pipe_when_it_waits_no_more() {
         let all: Vec<_> = names.map(|name| (claim(&name), claim(&name))).collect();
         for (held, waiting) in &all {
             assert!(is_granted(&here, held));
-            queue(&there, waiting);
-            leave(&there, waiting);
+            drop(queue(&there, waiting));
         }
         // A child that another test has just forked may keep them open for a moment.
         eventually("the process keeps one wake pipe", || {
             kept_bells(directory.path()) == 1
         });
-        for (_, waiting) in &all {
-            queue(&there, waiting);
-        }
+        let waiters = all.iter().map(|(_, waiting)| queue(&there, waiting));
+        let waiters: Vec<_> = waiters.collect();
         let kept = kept_bells(directory.path());
         assert!((2..=16).contains(&kept), "{kind}: {kept}");
-        for (_, waiting) in &all {
-            leave(&there, waiting);
-        }
+        drop(waiters);
         eventually("the process keeps one wake pipe", || {
             kept_bells(directory.path()) == 1
         });
@@ -582,22 +576,21 @@ const WELL_BEFORE_IT_POLLS: Duration = Duration::from_secs(3);
 /// 10 s.
 fn lengthen_queue(store: &AnyStore) {
     for _ in 0..60 {
-        let abandoned = claim("k");
-        queue(store, &abandoned);
-        leave(store, &abandoned);
+        drop(queue(store, &claim("k")));
     }
 }
 
-/// Starts a thread that takes and releases `claim`; returns when it sleeps.
+/// Starts a thread that takes and releases `claim`, with its waiter; returns when it sleeps.
 fn sleeps<'scope>(
     scope: &'scope thread::Scope<'scope, '_>,
     store: &'scope AnyStore,
     claim: Claim,
+    waiter: Box<dyn Waiter + 'scope>,
 ) -> thread::ScopedJoinHandle<'scope, ()> {
     let (sender, receiver) = mpsc::channel();
-    let waiter = scope.spawn(move || {
+    let thread = scope.spawn(move || {
         sender.send(rustix::thread::gettid()).unwrap();
-        take(store, &claim);
+        take(store, &claim, waiter);
         store.release(&claim).unwrap();
     });
     let status = format!("/proc/self/task/{}/status", receiver.recv().unwrap());
@@ -608,7 +601,7 @@ fn sleeps<'scope>(
         }
         since.elapsed() > Duration::from_millis(50)
     });
-    waiter
+    thread
 }
 
 /// A waiter behind another one of its process watches the waiter before it as soon as it is the first
@@ -627,23 +620,23 @@ fn next_waiter_of_a_process_notices_the_death_of_the_waiter_before_it() {
             let (first, second) = (claim("k"), claim("k"));
             assert!(is_granted(&there, &held));
             // A waiter right behind the head waiter would not sleep for long.
-            queue(&there, &ahead);
-            queue(&here, &first);
-            queue(&there, &second);
+            let ahead_waiter = queue(&there, &ahead);
+            let mut first_waiter = queue(&here, &first);
+            let second_waiter = queue(&there, &second);
             lengthen_queue(&there);
             let mut killed = waits(&dir, 1);
             let last = claim("k");
-            queue(&here, &last);
+            let last_waiter = queue(&here, &last);
             thread::scope(|scope| {
-                let last = sleeps(scope, &here, last);
+                let last = sleeps(scope, &here, last, last_waiter);
                 there.release(&held).unwrap();
-                take(&there, &ahead);
+                take(&there, &ahead, ahead_waiter);
                 // It reads its notification, so that the waiter behind it does not.
-                wait(&here, &first, SOON);
+                first_waiter.wait(SOON);
                 there.release(&ahead).unwrap();
-                take(&here, &first);
+                take(&here, &first, first_waiter);
                 here.release(&first).unwrap();
-                take(&there, &second);
+                take(&there, &second, second_waiter);
                 killed.kill().unwrap();
                 killed.wait().unwrap();
                 let released = Instant::now();
@@ -667,17 +660,17 @@ fn death_of_a_notified_waiter_is_noticed_while_the_notifying_process_lives() {
         let (here, there) = (open(kind, &dir.locks()), open(kind, &dir.locks()));
         let (held, lasting, first) = (claim("k"), claim("k"), claim("k"));
         assert!(is_granted(&there, &held));
-        queue(&here, &lasting);
-        queue(&there, &first);
+        let lasting_waiter = queue(&here, &lasting);
+        let first_waiter = queue(&there, &first);
         let mut killed = waits(&dir, 1);
         lengthen_queue(&there);
         let mut last = waits(&dir, 2);
         is_quiet(&last);
         there.release(&held).unwrap();
-        take(&here, &lasting);
+        take(&here, &lasting, lasting_waiter);
         // It notifies the second waiter, which is killed.
         here.release(&lasting).unwrap();
-        take(&there, &first);
+        take(&there, &first, first_waiter);
         killed.kill().unwrap();
         killed.wait().unwrap();
         let released = Instant::now();

@@ -270,7 +270,6 @@ fn is_usable(kind: Kind, bytes: &[u8]) {
         assert!(is_known, "{why}: {before:?}");
     }
     for (store, claim) in stores.into_iter().zip(&claims) {
-        leave(store, claim);
         let _ = store.release(claim);
     }
     let after = fs::read(&path).expect("to read the file");
@@ -279,20 +278,6 @@ fn is_usable(kind: Kind, bytes: &[u8]) {
     // Leave nothing for the next file.
     fs::remove_file(&path).expect("to remove the file");
     let _ = fs::remove_file(directory.join("fences"));
-}
-
-/// Waits for at most `at_most`. The ticket of the claim's owner stays in the queue until its grant, or until it
-/// [leaves](leave).
-fn wait(store: &dyn Store, claim: &Claim, at_most: Duration) {
-    let mut waiter = store.waiter(claim).expect("a store that can wait");
-    waiter.wait(at_most);
-    // Dropping it would leave the queue.
-    std::mem::forget(waiter);
-}
-
-/// Removes the ticket of the claim's owner from the queue.
-fn leave(store: &dyn Store, claim: &Claim) {
-    drop(store.waiter(claim));
 }
 
 /// Acquires the lock for the owners of `claims` one after the other; the second and the third wait for it.
@@ -314,23 +299,25 @@ fn are_granted(claims: &[Claim; 3], stores: &[&dyn Store; 3]) -> Result<(), Stor
     let holder = stores[1].holders(name)?.pop().expect("a holder");
     assert_eq!(holder.fence, fence);
     assert!(stores[1].holds(first, fence)?);
-    let mut waiting = vec![(stores[1], second), (stores[2], third)];
-    for (store, claim) in &waiting {
+    let mut waiting = Vec::new();
+    for (store, claim) in [(stores[1], second), (stores[2], third)] {
         assert!(!store.acquire(claim)?.is_granted());
-        wait(store, claim, Duration::ZERO);
+        let mut waiter = store.waiter(claim).expect("a store that can wait");
+        waiter.wait(Duration::ZERO);
+        waiting.push((store, claim, waiter));
     }
     assert!(stores[0].extend(first)?);
     assert!(stores[0].release(first)?);
     // The waiters are granted the lock in their order, unless the file hides that order.
     for _ in 0..3 {
         let mut left = Vec::new();
-        for (store, claim) in waiting {
+        for (store, claim, waiter) in waiting {
             if let Acquired::Granted { fence } = store.acquire(claim)? {
                 assert!(fences.last() < Some(&fence), "{fence:?} after {fences:?}");
                 fences.insert(fence);
                 assert!(store.release(claim)?);
             } else {
-                left.push((store, claim));
+                left.push((store, claim, waiter));
             }
         }
         waiting = left;

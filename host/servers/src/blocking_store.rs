@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
-use std::{fmt, io, thread};
+use std::{fmt, io, mem, thread};
 
 use tokio::runtime::{self, Handle};
 use tokio::sync::{Notify, oneshot};
@@ -24,7 +24,7 @@ use verrou_machine::{HostStore, Listed, StoreOptions, process};
 
 use crate::error::ServerError;
 use crate::open::connect;
-use crate::store::ServerStore;
+use crate::store::{ServerStore, ServerWaiter};
 use crate::url::ServerUrl;
 
 /// A store on a server, for programs that block.
@@ -131,7 +131,7 @@ impl Store for BlockingServerStore {
     fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
         Some(Box::new(BlockingWaiter {
             blocking: self,
-            claim: claim.clone(),
+            waiter: Some(self.store.queue_waiter(claim)),
         }))
     }
 
@@ -174,29 +174,55 @@ impl fmt::Debug for BlockingServerStore {
 /// The waiter of one claim. Dropping it deletes its ticket on the server.
 struct BlockingWaiter<'a> {
     blocking: &'a BlockingServerStore,
-    claim: Claim,
+    /// `None` after the thread that serves the store has ended.
+    waiter: Option<Box<dyn ServerWaiter>>,
+}
+
+impl BlockingWaiter<'_> {
+    /// Takes the waiter. A forked child does not use it, because the ticket is its parent's.
+    fn take(&mut self) -> Option<Box<dyn ServerWaiter>> {
+        let waiter = self.waiter.take()?;
+        if self.blocking.process == process::this() {
+            return Some(waiter);
+        }
+        mem::forget(waiter);
+        None
+    }
 }
 
 impl Waiter for BlockingWaiter<'_> {
     fn wait(&mut self, at_most: Duration) {
-        let claim = self.claim.clone();
-        let waited = self
-            .blocking
-            .operation(|store| async move { Ok(store.wait_in_queue(&claim, at_most).await?) });
-        if waited.is_err() {
+        let waited = self.take().and_then(|mut waiter| {
+            let operation = self.blocking.operation(|_| async move {
+                let ended = waiter.wait(at_most).await;
+                Ok((waiter, ended))
+            });
+            let (waiter, ended) = operation.ok()?;
+            self.waiter = Some(waiter);
+            ended.ok()
+        });
+        if waited.is_none() {
+            // The next operation returns the error.
             thread::sleep(at_most);
+        }
+    }
+
+    fn granted(mut self: Box<Self>) {
+        if let Some(mut waiter) = self.take() {
+            waiter.granted();
         }
     }
 }
 
 impl Drop for BlockingWaiter<'_> {
     fn drop(&mut self) {
-        let claim = self.claim.clone();
-        // After an error, the ticket stays until other waiters skip it.
-        let _ = self.blocking.operation(|store| async move {
-            store.leave(&claim).await;
-            Ok(())
-        });
+        if let Some(mut waiter) = self.take() {
+            // After an error, the ticket stays until other waiters skip it.
+            let _ = self.blocking.operation(|_| async move {
+                waiter.leave().await;
+                Ok(())
+            });
+        }
     }
 }
 
@@ -365,7 +391,7 @@ impl Drop for RuntimeThread {
     fn drop(&mut self) {
         // A forked child has no such thread, so there is nothing to signal or to join.
         if self.process != process::this() {
-            std::mem::forget((self.end.take(), self.thread.take()));
+            mem::forget((self.end.take(), self.thread.take()));
             return;
         }
         drop(self.end.take());

@@ -38,9 +38,9 @@ use verrou::{
 };
 use verrou_machine::{Listed, StoreOptions, System};
 
-use self::client::messages::{Compare, CompareOp, KeyValue, Range, Txn, TxnOp, TxnResponse};
+use self::client::messages::{Compare, CompareOp, KeyValue, Range, Txn, TxnOp};
 use self::connect::checked_client;
-use self::queue::RESERVATION;
+use self::queue::{EtcdWaiter, RESERVATION};
 use self::record::{EtcdRecord, as_json, record_of};
 use self::session::EtcdShared;
 use self::transaction::{first, found, none, revision};
@@ -48,7 +48,7 @@ use self::watch::Watch;
 use crate::cancelled_acquire::CancelledRequests;
 use crate::error::ServerError;
 use crate::store::{
-    About, CAPABILITIES, ServerStore, loss_watch, record_ttl, request_timeout, waiter,
+    About, CAPABILITIES, ServerStore, ServerWaiter, loss_watch, record_ttl, request_timeout, waiter,
 };
 use crate::url::ServerUrl;
 
@@ -62,7 +62,6 @@ pub struct EtcdStore {
     about: serde_json::Value,
     /// The leases of acquire requests whose outcome is unknown.
     attempts: Mutex<HashMap<Owner, Vec<i64>>>,
-    runtime: Handle,
     cancelled: CancelledRequests,
 }
 
@@ -96,6 +95,7 @@ impl EtcdStore {
                 members: url.hosts().len(),
                 server,
                 timeout: url.timeout(),
+                runtime: Handle::current(),
                 tickets: Mutex::default(),
                 presence: tokio::sync::Mutex::default(),
                 lease_replaced: Notify::new(),
@@ -104,7 +104,6 @@ impl EtcdStore {
             about,
             attempts: Mutex::default(),
             cancelled: CancelledRequests::new(Handle::current()),
-            runtime: Handle::current(),
         })
     }
 
@@ -190,7 +189,7 @@ impl EtcdStore {
             let value = as_json(&self.record(claim.ttl));
             let put = TxnOp::put(&*key, value, lease);
             let taken = Txn::new().when(free).and_then([put]);
-            let taken = self.attach(lease, taken).await?;
+            let taken = self.shared.attach(lease, taken).await?;
             if let Some(taken) = taken.filter(|taken| taken.succeeded) {
                 self.attempts().remove(&claim.owner);
                 let made = own.map_or_else(|| revision(&taken), |own| own.create_revision);
@@ -222,7 +221,7 @@ impl EtcdStore {
         let unchanged = Compare::mod_revision(&*own.key, CompareOp::Equal, own.mod_revision);
         let put = TxnOp::put(&*own.key, value, lease);
         let moved = Txn::new().when([unchanged]).and_then([put]);
-        let moved = self.attach(lease, moved).await?;
+        let moved = self.shared.attach(lease, moved).await?;
         let is_moved = moved.is_some_and(|moved| moved.succeeded);
         self.shared
             .revoke(if is_moved { own.lease } else { lease })
@@ -318,15 +317,6 @@ impl EtcdStore {
         let left = whole(left.ttl).saturating_sub(longer).min(ttl);
         Ok(left.max(Duration::from_millis(1)))
     }
-
-    /// Commits a transaction that attaches a key to `lease`. Returns `None` if another user of etcd has revoked
-    /// the lease; a new one is to be used then.
-    async fn attach(&self, lease: i64, txn: Txn) -> Result<Option<TxnResponse>, ServerError> {
-        match self.shared.txn(txn).await {
-            Err(_) if lease != 0 && self.shared.is_gone(lease).await => Ok(None),
-            committed => committed.map(Some),
-        }
-    }
 }
 
 #[async_trait]
@@ -358,21 +348,12 @@ impl ServerStore for EtcdStore {
         Ok(listed)
     }
 
-    async fn wait_in_queue(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
-        self.wait_with_ticket(claim, at_most).await
-    }
-
-    async fn leave(&self, claim: &Claim) {
-        self.delete_ticket(claim).await;
-    }
-
-    fn start_to_leave(&self, claim: &Claim) {
-        let ticket = self.shared.tickets().remove(&claim.owner);
-        if let Some(ticket) = ticket {
-            let shared = Arc::clone(&self.shared);
-            self.runtime
-                .spawn(async move { shared.leave(ticket.key).await });
-        }
+    fn queue_waiter(&self, claim: &Claim) -> Box<dyn ServerWaiter> {
+        Box::new(EtcdWaiter::new(
+            &self.shared,
+            self.range(&claim.name),
+            self.key(claim),
+        ))
     }
 
     async fn lost(&self, claim: &Claim) {
@@ -415,11 +396,7 @@ impl AsyncStore for EtcdStore {
         let guard = scopeguard::guard((), |()| self.release_cancelled(claim));
         let reply = self.shared.within(limit, self.try_acquire(claim)).await;
         ScopeGuard::into_inner(guard);
-        let reply = reply?;
-        if reply.is_granted() {
-            self.shared.tickets().remove(&claim.owner);
-        }
-        Ok(reply)
+        Ok(reply?)
     }
 
     async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
@@ -478,7 +455,6 @@ impl AsyncStore for EtcdStore {
 impl Drop for EtcdStore {
     fn drop(&mut self) {
         // If it is locked, the task is running, and ends because there are no tickets.
-        self.shared.tickets().clear();
         if let Ok(presence) = self.shared.presence.try_lock()
             && let Some(presence) = &*presence
         {

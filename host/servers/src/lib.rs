@@ -31,6 +31,8 @@ mod store;
 mod cancelled_acquire;
 #[cfg(any(feature = "redis", feature = "postgres"))]
 mod notifications;
+#[cfg(feature = "server")]
+mod tickets;
 #[cfg(any(feature = "redis", feature = "postgres"))]
 mod queue_heartbeat;
 #[cfg(any(feature = "redis", feature = "postgres"))]

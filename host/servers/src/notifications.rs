@@ -17,18 +17,18 @@ pub(crate) struct Notifications(Mutex<HashMap<Owner, (usize, Arc<Signal>)>>);
 #[derive(Debug, Default)]
 struct Signal {
     notify: Notify,
-    /// Whether the notification was for this owner alone.
+    /// Whether a notification was for this owner alone.
     is_targeted: AtomicBool,
 }
 
 impl Notifications {
     /// Subscribes to the notifications for `owner`, until the result is dropped.
-    pub(crate) fn subscribe(&self, owner: Owner) -> Subscription<'_> {
+    pub(crate) fn subscribe(self: &Arc<Self>, owner: Owner) -> Subscription {
         let mut subscribers = self.subscribers();
         let (count, signal) = subscribers.entry(owner).or_default();
         *count += 1;
         Subscription {
-            notifications: self,
+            notifications: Arc::clone(self),
             owner,
             signal: Arc::clone(signal),
         }
@@ -76,24 +76,37 @@ impl Notifications {
     }
 }
 
-/// A subscription to the notifications for one owner.
+/// A subscription to the notifications for one owner. Dropping it ends the subscription.
 #[derive(Debug)]
-pub(crate) struct Subscription<'a> {
-    notifications: &'a Notifications,
+pub(crate) struct Subscription {
+    notifications: Arc<Notifications>,
     owner: Owner,
     signal: Arc<Signal>,
 }
 
-impl Subscription<'_> {
-    /// Waits for a notification, unless there was one since the last call. Returns whether it was for this owner
-    /// alone.
-    pub(crate) async fn notified(&self) -> bool {
+impl Subscription {
+    /// Waits for a notification, unless there was one since the last call.
+    pub(crate) async fn notified(&self) {
         self.signal.notify.notified().await;
-        self.signal.is_targeted.swap(false, Ordering::Acquire)
     }
 }
 
-impl Drop for Subscription<'_> {
+#[cfg(feature = "postgres")]
+impl Subscription {
+    /// Returns whether a notification was for this owner alone. All subscriptions of the owner share this.
+    pub(crate) fn is_targeted(&self) -> bool {
+        self.signal.is_targeted.load(Ordering::Acquire)
+    }
+
+    /// Records whether a notification was for this owner alone.
+    pub(crate) fn set_targeted(&self, is_targeted: bool) {
+        self.signal
+            .is_targeted
+            .store(is_targeted, Ordering::Release);
+    }
+}
+
+impl Drop for Subscription {
     fn drop(&mut self) {
         let mut subscribers = self.notifications.subscribers();
         if let Some((count, _)) = subscribers.get_mut(&self.owner) {

@@ -8,6 +8,7 @@ mod connect;
 mod error;
 mod schema;
 mod statements;
+mod queue;
 mod store;
 
 pub use store::PostgresStore;

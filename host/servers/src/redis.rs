@@ -7,6 +7,7 @@
 
 mod connect;
 mod error;
+mod queue;
 mod scripts;
 
 use std::collections::HashSet;
@@ -28,17 +29,15 @@ use verrou::{
 use verrou_machine::{Listed, StoreOptions, System};
 
 use self::error::failed;
-use self::scripts::{
-    ACQUIRE, EVICT, EXTEND, LEAVE, RELEASE, WAIT, in_queue, key, millis, of_owner, on_keys,
-    or_nothing,
-};
+use self::queue::RedisWaiter;
+use self::scripts::{ACQUIRE, EVICT, EXTEND, RELEASE, key, millis, of_owner, on_keys, or_nothing};
 use crate::cancelled_acquire::CancelledRequests;
 use crate::error::ServerError;
 use crate::notifications::Notifications;
 use crate::queue_heartbeat::QueueHeartbeat;
 use crate::store::{
-    About, CAPABILITIES, RESERVATION, ServerStore, drift, loss_watch, record_ttl, request_timeout,
-    waiter,
+    About, CAPABILITIES, RESERVATION, ServerStore, ServerWaiter, drift, loss_watch, record_ttl,
+    request_timeout, waiter,
 };
 use crate::url::ServerUrl;
 
@@ -47,17 +46,22 @@ use crate::url::ServerUrl;
 /// Its operations run in the tokio runtime in which it was [connected](Self::connect). One connection
 /// serves all operations and all waiters. `host/servers/REDIS.md` lists its guarantees.
 pub struct RedisStore {
+    shared: Arc<RedisShared>,
+    about: String,
+    cancelled: CancelledRequests,
+}
+
+/// The part of the store that its waiters share.
+struct RedisShared {
     connection: ConnectionManager,
     server: String,
     prefix: String,
     timeout: Duration,
-    about: String,
     /// The channel on which this process's waiters and holders are notified.
     channel: String,
     is_subscribed: OnceCell<()>,
     notifications: Arc<Notifications>,
     heartbeat: Arc<QueueHeartbeat>,
-    cancelled: CancelledRequests,
     runtime: Handle,
 }
 
@@ -73,23 +77,25 @@ impl RedisStore {
         let id = Owner::from_bytes(System.random());
         let prefix = url.option("prefix").unwrap_or_else(|| "verrou:".to_owned());
         Ok(Self {
-            connection,
-            timeout: url.timeout(),
+            shared: Arc::new(RedisShared {
+                connection,
+                timeout: url.timeout(),
+                channel: format!("{prefix}client:{id}"),
+                prefix,
+                server: url.to_string(),
+                is_subscribed: OnceCell::new(),
+                notifications,
+                heartbeat: Arc::default(),
+                runtime: Handle::current(),
+            }),
             about: About::this(options).to_json(),
-            channel: format!("{prefix}client:{id}"),
-            prefix,
-            server: url.to_string(),
-            is_subscribed: OnceCell::new(),
-            notifications,
-            heartbeat: Arc::default(),
             cancelled: CancelledRequests::new(Handle::current()),
-            runtime: Handle::current(),
         })
     }
 
     /// Returns the owner that is recorded for `name`, and the public part of its record.
     async fn found(&self, name: &Name) -> Result<Option<(String, Holder)>, StoreError> {
-        let key = self.key(name);
+        let key = self.shared.key(name);
         let mut both = ::redis::pipe();
         both.atomic();
         both.cmd("HMGET").arg(&key);
@@ -97,9 +103,10 @@ impl RedisStore {
             both.arg(field);
         }
         both.cmd("PTTL").arg(&key);
-        let mut connection = self.connection.clone();
+        let mut connection = self.shared.connection.clone();
         let asked = both.query_async(&mut connection);
-        let (found, left): (Vec<Option<String>>, i64) = self.answered(self.timeout, asked).await?;
+        let (found, left): (Vec<Option<String>>, i64) =
+            self.shared.answered(self.shared.timeout, asked).await?;
         let [Some(owner), fence, ttl, since, about] = &found[..] else {
             return Ok(None);
         };
@@ -118,16 +125,20 @@ impl RedisStore {
 
     /// Releases the lock that a dropped request may have acquired.
     fn release_cancelled(&self, claim: &Claim) {
-        let (key, owner) = (self.key(&claim.name), claim.owner);
-        let connection = self.connection.clone();
-        self.cancelled.release_later(owner, self.timeout, move || {
-            let (script, mut connection) = (of_owner(&RELEASE, &key, owner), connection.clone());
-            async move {
-                let _: Result<Value, _> = script.invoke_async(&mut connection).await;
-            }
-        });
+        let (key, owner) = (self.shared.key(&claim.name), claim.owner);
+        let connection = self.shared.connection.clone();
+        self.cancelled
+            .release_later(owner, self.shared.timeout, move || {
+                let (script, mut connection) =
+                    (of_owner(&RELEASE, &key, owner), connection.clone());
+                async move {
+                    let _: Result<Value, _> = script.invoke_async(&mut connection).await;
+                }
+            });
     }
+}
 
+impl RedisShared {
     fn key(&self, name: &Name) -> String {
         key(&self.prefix, name)
     }
@@ -180,32 +191,13 @@ impl RedisStore {
         });
         subscribed.await.copied()
     }
-
-    /// Renews the ticket of `claim`'s owner until the owner is removed from the heartbeat.
-    fn keep_ticket(&self, claim: &Claim) {
-        if !self.heartbeat.add(claim) {
-            return;
-        }
-        let (connection, channel) = (self.connection.clone(), self.channel.clone());
-        let (prefix, notifications) = (self.prefix.clone(), Arc::clone(&self.notifications));
-        self.runtime.spawn(self.heartbeat.run(move |owner, name| {
-            let mut script = on_keys(&WAIT, &key(&prefix, &name));
-            in_queue(&mut script, &owner, &channel, true);
-            let (mut connection, notifications) = (connection.clone(), Arc::clone(&notifications));
-            async move {
-                // After an error, the next heartbeat comes before the ticket's deadline.
-                if let Ok(true) = script.invoke_async(&mut connection).await {
-                    notifications.notify(&owner);
-                }
-            }
-        }));
-    }
 }
 
 #[async_trait]
 impl ServerStore for RedisStore {
     async fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let escaped: String = self
+            .shared
             .prefix
             .chars()
             .flat_map(|char| match char {
@@ -224,10 +216,11 @@ impl ServerStore for RedisStore {
                 .arg("COUNT")
                 .arg(1000);
             scan.arg("TYPE").arg("hash");
-            let (next, keys): (String, Vec<String>) = self.asked(self.timeout, &scan).await?;
+            let (next, keys): (String, Vec<String>) =
+                self.shared.asked(self.shared.timeout, &scan).await?;
             names.extend(
                 keys.iter()
-                    .filter_map(|key| scripts::name_of(&self.prefix, key)),
+                    .filter_map(|key| scripts::name_of(&self.shared.prefix, key)),
             );
             if next == "0" {
                 break;
@@ -245,50 +238,15 @@ impl ServerStore for RedisStore {
         Ok(listed)
     }
 
-    async fn wait_in_queue(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
-        let subscription = self.notifications.subscribe(claim.owner);
-        self.subscribe().await?;
-        // Before the request: if this future is dropped before the answer, `give_up` deletes the ticket.
-        self.keep_ticket(claim);
-        let is_free: bool = self
-            .run(&WAIT, &claim.name, self.timeout, |script| {
-                in_queue(script, &claim.owner, &self.channel, false);
-            })
-            .await?;
-        if !is_free {
-            let _ = timeout(at_most, subscription.notified()).await;
-        }
-        Ok(())
-    }
-
-    async fn leave(&self, claim: &Claim) {
-        if !self.heartbeat.remove(&claim.owner) {
-            return;
-        }
-        let left: Result<i64, _> = self
-            .run(&LEAVE, &claim.name, self.timeout, |script| {
-                script.arg(claim.owner.to_string()).arg(millis(RESERVATION));
-            })
-            .await;
-        // After an error, other waiters skip the ticket when its reservation or its deadline has passed.
-        drop(left);
-    }
-
-    fn start_to_leave(&self, claim: &Claim) {
-        if self.heartbeat.remove(&claim.owner) {
-            let leave = of_owner(&LEAVE, &self.key(&claim.name), claim.owner);
-            let mut connection = self.connection.clone();
-            self.runtime.spawn(async move {
-                let _: Result<Value, _> = leave.invoke_async(&mut connection).await;
-            });
-        }
+    fn queue_waiter(&self, claim: &Claim) -> Box<dyn ServerWaiter> {
+        Box::new(RedisWaiter::new(&self.shared, claim))
     }
 
     async fn lost(&self, claim: &Claim) {
         const PAUSE: Duration = Duration::from_secs(1);
 
-        let subscription = self.notifications.subscribe(claim.owner);
-        while self.subscribe().await.is_err() {
+        let subscription = self.shared.notifications.subscribe(claim.owner);
+        while self.shared.subscribe().await.is_err() {
             sleep(PAUSE).await;
         }
         // After an error, the renewal of the lease notices the loss.
@@ -302,16 +260,17 @@ impl ServerStore for RedisStore {
 impl AsyncStore for RedisStore {
     async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         self.cancelled.stop(&claim.owner).await;
-        let limit = request_timeout(self.timeout, claim);
+        let limit = request_timeout(self.shared.timeout, claim);
         let guard = scopeguard::guard((), |()| self.release_cancelled(claim));
         let answer: Result<(bool, i64), _> = self
+            .shared
             .run(&ACQUIRE, &claim.name, limit, |script| {
                 script
                     .arg(claim.owner.to_string())
                     .arg(or_nothing(record_ttl(claim.ttl).map(millis)))
                     .arg(or_nothing(claim.ttl.duration().map(millis)))
                     .arg(&self.about)
-                    .arg(&self.channel)
+                    .arg(&self.shared.channel)
                     .arg(millis(System.wall_clock()))
                     .arg(millis(RESERVATION));
             })
@@ -319,7 +278,6 @@ impl AsyncStore for RedisStore {
         ScopeGuard::into_inner(guard);
         let (is_granted, number) = answer?;
         if is_granted {
-            self.heartbeat.remove(&claim.owner);
             let fence = u64::try_from(number).ok().and_then(Fence::new);
             return Ok(Acquired::Granted { fence });
         }
@@ -328,24 +286,25 @@ impl AsyncStore for RedisStore {
     }
 
     async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
-        let limit = request_timeout(self.timeout, claim);
+        let limit = request_timeout(self.shared.timeout, claim);
         let done: bool = self
+            .shared
             .run(&EXTEND, &claim.name, limit, |script| {
                 script
                     .arg(claim.owner.to_string())
                     .arg(or_nothing(record_ttl(claim.ttl).map(millis)))
                     .arg(or_nothing(claim.ttl.duration().map(millis)))
-                    .arg(&self.channel);
+                    .arg(&self.shared.channel);
             })
             .await?;
         Ok(done)
     }
 
     async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
-        let limit = request_timeout(self.timeout, claim);
-        self.heartbeat.remove(&claim.owner);
+        let limit = request_timeout(self.shared.timeout, claim);
         let guard = scopeguard::guard((), |()| self.release_cancelled(claim));
         let done: Result<bool, _> = self
+            .shared
             .run(&RELEASE, &claim.name, limit, |script| {
                 script.arg(claim.owner.to_string()).arg(millis(RESERVATION));
             })
@@ -356,7 +315,8 @@ impl AsyncStore for RedisStore {
 
     async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
         let done: bool = self
-            .run(&EVICT, name, self.timeout, |script| {
+            .shared
+            .run(&EVICT, name, self.shared.timeout, |script| {
                 script
                     .arg(or_nothing(only.map(Fence::get)))
                     .arg(millis(RESERVATION));
@@ -391,7 +351,7 @@ impl AsyncStore for RedisStore {
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStore")
-            .field("server", &self.server)
+            .field("server", &self.shared.server)
             .finish_non_exhaustive()
     }
 }

@@ -22,51 +22,46 @@ pub(crate) trait ServerStore: AsyncStore {
     /// Returns [`StoreError`] if the server does not answer, or refuses the request.
     async fn list(&self) -> Result<Vec<Listed>, StoreError>;
 
-    /// Makes a ticket for the owner of `claim`, which `at_most` does not limit, and then waits for a
-    /// notification for at most `at_most`.
-    async fn wait_in_queue(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError>;
-
-    /// Deletes the ticket of the owner of `claim`, if it has one.
-    async fn leave(&self, claim: &Claim);
-
-    /// Starts to delete the ticket of the owner of `claim`, if it has one.
-    fn start_to_leave(&self, claim: &Claim);
+    /// Returns the waiter of `claim`.
+    fn queue_waiter(&self, claim: &Claim) -> Box<dyn ServerWaiter>;
 
     /// Waits until the record of the owner of `claim` may have ended.
     async fn lost(&self, claim: &Claim);
 }
 
-/// The waiter of one claim. Dropping it deletes its ticket.
-struct ServerWaiter<'a, S: ServerStore> {
-    store: &'a S,
-    claim: Claim,
+/// The waiter of one claim in the wait queue on a server. Dropping it starts to delete its ticket.
+#[async_trait]
+pub(crate) trait ServerWaiter: Send {
+    /// Makes a ticket, which `at_most` does not limit, and then waits for a notification for at most `at_most`.
+    async fn wait(&mut self, at_most: Duration) -> Result<(), ServerError>;
+
+    /// Deletes the ticket, if there is one.
+    async fn leave(&mut self);
+
+    /// Ends the wait because the claim was granted: the ticket ended with the grant.
+    fn granted(&mut self);
 }
 
+/// The waiter of an async store.
+struct AsyncServerWaiter(Box<dyn ServerWaiter>);
+
 #[async_trait]
-impl<S: ServerStore> AsyncWaiter for ServerWaiter<'_, S> {
+impl AsyncWaiter for AsyncServerWaiter {
     async fn wait(&mut self, at_most: Duration) {
-        if self
-            .store
-            .wait_in_queue(&self.claim, at_most)
-            .await
-            .is_err()
-        {
+        if self.0.wait(at_most).await.is_err() {
             // The next operation returns the error.
             future::pending::<()>().await;
         }
     }
-}
 
-impl<S: ServerStore> Drop for ServerWaiter<'_, S> {
-    fn drop(&mut self) {
-        self.store.start_to_leave(&self.claim);
+    fn granted(mut self: Box<Self>) {
+        self.0.granted();
     }
 }
 
 /// Returns the waiter of `claim`.
 pub(crate) fn waiter<'s>(store: &'s impl ServerStore, claim: &Claim) -> Box<dyn AsyncWaiter + 's> {
-    let claim = claim.clone();
-    Box::new(ServerWaiter { store, claim })
+    Box::new(AsyncServerWaiter(store.queue_waiter(claim)))
 }
 
 /// A watch for the loss of one lease.

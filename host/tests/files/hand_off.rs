@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use verrou::Store;
-use verrou::conformance::{TestClock, wait};
+use verrou::conformance::{TestClock, waited};
 
 use crate::lock_files::{KINDS, locks, only_file, open_with};
 use crate::store_calls::{done, granted, refused};
@@ -23,8 +23,8 @@ fn released_lock_is_reserved_for_the_head_waiter() {
     for [here, there] in pairs(directory.path(), &clock) {
         let [held, first, second, newcomer] = [1, 2, 3, 4].map(claim);
         granted(here.acquire(&held));
-        wait(&there, &first, Duration::ZERO);
-        wait(&here, &second, Duration::ZERO);
+        let head_waiter = waited(&there, &first, Duration::ZERO);
+        let next_waiter = waited(&here, &second, Duration::ZERO);
         done(here.release(&held));
         refused(&here.acquire(&newcomer));
         refused(&here.acquire(&second));
@@ -34,8 +34,10 @@ fn released_lock_is_reserved_for_the_head_waiter() {
         refused(&here.acquire(&newcomer));
         // The head waiter does not come.
         granted(here.acquire(&second));
+        next_waiter.granted();
         done(here.release(&second));
         granted(there.acquire(&first));
+        head_waiter.granted();
     }
 }
 
@@ -46,12 +48,13 @@ fn release_with_a_waiter_changes_the_file() {
     let (here, there) = (locks(directory.path()), locks(directory.path()));
     granted(here.acquire(&claim(1)));
     let path = only_file(directory.path(), "lock");
-    wait(&there, &claim(2), Duration::ZERO);
+    let waiter = waited(&there, &claim(2), Duration::ZERO);
     let touch = || fs::read(&path).unwrap()[1544..1552].to_owned();
     let before = touch();
     done(here.release(&claim(1)));
     assert_ne!(touch(), before);
     granted(there.acquire(&claim(2)));
+    waiter.granted();
 }
 
 /// The kernel reports a write, and the end of a process, a moment before the lock is free.
@@ -66,9 +69,10 @@ fn notified_waiter_retries_until_lock_is_free() {
     let path = only_file(directory.path(), "lock");
     let file = File::options().read(true).write(true).open(&path).unwrap();
     file.lock().unwrap();
-    let attempt = || {
+    let mut waiter = store.waiter(&claim(2)).unwrap();
+    let mut attempt = || {
         refused(&store.acquire(&claim(2)));
-        wait(&store, &claim(2), SECOND);
+        waiter.wait(SECOND);
     };
     // After three attempts it watches the file.
     for _ in 0..3 {
@@ -84,4 +88,5 @@ fn notified_waiter_retries_until_lock_is_free() {
     assert!(began.elapsed() < ATTEMPTS / 2 * SECOND / 4);
     file.unlock().unwrap();
     granted(store.acquire(&claim(2)));
+    waiter.granted();
 }

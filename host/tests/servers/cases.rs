@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
-use std::{env, iter};
+use std::{env, iter, mem};
 
 use rustix::process::{Pid, Signal, kill_process};
 use verrou::blocking::LockFactory;
-pub(crate) use verrou::conformance::{leave, wait};
+pub(crate) use verrou::conformance::waited;
 use verrou::{Acquired, Claim, Error, Fence, Loss, Name, Owner, RunError, Store, StoreError, Ttl};
 use verrou_host::{AnyStore, StoreOptions, StoreUrl, System, keep_alive};
 #[cfg(feature = "tokio")]
@@ -179,21 +179,22 @@ pub(crate) fn waiters_are_served_in_order(kind: &impl Kind) {
     let of = |waiter: u32| &stores[waiter as usize % STORES];
     let (holder, order) = (claim(0, Ttl::NEVER), Mutex::new(Vec::new()));
     granted(stores[0].acquire(&holder));
-    for waiter in 1..=WAITERS {
-        wait(of(waiter), &claim(waiter, Ttl::NEVER), Duration::ZERO);
-    }
-    leave(&of(5), &claim(5, Ttl::NEVER));
+    let waited = |number| waited(of(number), &claim(number, Ttl::NEVER), Duration::ZERO);
+    let mut waiters: Vec<_> = (1..=WAITERS)
+        .map(|number| (number, waited(number)))
+        .collect();
+    drop(waiters.remove(4));
     thread::scope(|scope| {
-        for waiter in (1..=WAITERS).rev().filter(|&waiter| waiter != 5) {
-            let (store, order) = (of(waiter), &order);
+        for (number, mut waiter) in waiters.into_iter().rev() {
+            let (store, order) = (of(number), &order);
             scope.spawn(move || {
-                let claim = claim(waiter, Ttl::NEVER);
+                let claim = claim(number, Ttl::NEVER);
                 let began = Instant::now();
                 while !in_the_end(|| store.acquire(&claim)).is_granted() {
-                    assert!(began.elapsed() < LONG, "waiter {waiter} is not served");
-                    wait(&store, &claim, Duration::from_secs(20));
+                    assert!(began.elapsed() < LONG, "waiter {number} is not served");
+                    waiter.wait(Duration::from_secs(20));
                 }
-                order.lock().unwrap().push(waiter);
+                order.lock().unwrap().push(number);
                 done(store.release(&claim));
             });
         }
@@ -215,14 +216,15 @@ pub(crate) fn waiter_of_dropped_store_is_skipped(kind: &impl Kind) {
     let (store, gone) = (open(&url), open(&url));
     let (holder, next) = (claim(1, Ttl::NEVER), claim(3, Ttl::NEVER));
     granted(store.acquire(&holder));
-    wait(&gone, &claim(2, Ttl::NEVER), Duration::ZERO);
-    wait(&store, &next, Duration::ZERO);
+    // As after the end of its process, it does not leave the queue.
+    mem::forget(waited(&gone, &claim(2, Ttl::NEVER), Duration::ZERO));
+    let mut waiter = waited(&store, &next, Duration::ZERO);
     drop(gone);
     done(store.release(&holder));
     let began = Instant::now();
     while !in_the_end(|| store.acquire(&next)).is_granted() {
         assert!(began.elapsed() < LONG, "it is to be passed");
-        wait(&store, &next, Duration::from_millis(100));
+        waiter.wait(Duration::from_millis(100));
     }
 }
 
@@ -240,7 +242,7 @@ pub(crate) fn stopped_waiter_is_skipped(kind: &impl Kind) {
         let process = Pid::from_child(&waiting);
         kind.until_one_waits(server.port, "stopped");
         let next = claim(2 + u32::from(asks_again), Ttl::NEVER);
-        wait(&store, &next, Duration::ZERO);
+        let mut waiter = waited(&store, &next, Duration::ZERO);
         kill_process(process, Signal::STOP).expect("it runs");
         done(store.release(&holder));
         let at_most = if asks_again {
@@ -251,7 +253,7 @@ pub(crate) fn stopped_waiter_is_skipped(kind: &impl Kind) {
         let began = Instant::now();
         while !in_the_end(|| store.acquire(&next)).is_granted() {
             assert!(began.elapsed() < LONG / 2, "it is to be passed");
-            wait(&store, &next, at_most);
+            waiter.wait(at_most);
         }
         // Sooner than the ticket's deadline.
         let took = began.elapsed();
@@ -274,15 +276,13 @@ pub(crate) fn ticket_is_kept_while_owner_waits(kind: &impl Kind) {
         claim(3, Ttl::NEVER),
     );
     granted(store.acquire(&holder));
-    wait(&store, &first, Duration::ZERO);
+    let _first = waited(&store, &first, Duration::ZERO);
     // Longer than a ticket is valid without a heartbeat.
     thread::sleep(Duration::from_secs(12));
-    wait(&other, &second, Duration::ZERO);
+    let _second = waited(&other, &second, Duration::ZERO);
     done(store.release(&holder));
     assert!(!in_the_end(|| other.acquire(&second)).is_granted());
     granted(store.acquire(&first));
-    leave(&store, &first);
-    leave(&other, &second);
 }
 
 /// Tasks that move between threads hold the lock one at a time; some are dropped while they wait, or while they
@@ -470,8 +470,11 @@ pub(crate) fn cut_connections_are_reopened(kind: &impl Kind) {
     granted(direct.acquire(&holder));
     thread::scope(|scope| {
         let waiting = scope.spawn(|| {
+            let mut waiting = None;
             while !in_the_end(|| store.acquire(&waiter)).is_granted() {
-                wait(&store, &waiter, Duration::from_secs(1));
+                let waiting = waiting.get_or_insert_with(|| store.waiter(&waiter));
+                let waiting = waiting.as_mut().expect("a store that can wait");
+                waiting.wait(Duration::from_secs(1));
             }
         });
         for _ in 0..5 {
@@ -569,18 +572,19 @@ pub(crate) fn thousand_waiters_share_few_connections(kind: &impl Kind) {
     let store = open(&kind.url(proxy.port, "thousand"));
     let (holder, order) = (claim(0, Ttl::NEVER), Mutex::new(Vec::new()));
     granted(store.acquire(&holder));
-    for waiter in 1..=WAITERS {
-        wait(&store, &claim(waiter, Ttl::NEVER), Duration::ZERO);
-    }
+    let waited = |number| waited(&store, &claim(number, Ttl::NEVER), Duration::ZERO);
+    let waiters: Vec<_> = (1..=WAITERS)
+        .map(|number| (number, waited(number)))
+        .collect();
     thread::scope(|scope| {
-        for waiter in 1..=WAITERS {
+        for (number, mut waiter) in waiters {
             let (store, order) = (&store, &order);
             scope.spawn(move || {
-                let claim = claim(waiter, Ttl::NEVER);
+                let claim = claim(number, Ttl::NEVER);
                 while !in_the_end(|| store.acquire(&claim)).is_granted() {
-                    wait(&store, &claim, LONG);
+                    waiter.wait(LONG);
                 }
-                order.lock().unwrap().push(waiter);
+                order.lock().unwrap().push(number);
                 in_the_end(|| store.release(&claim));
             });
         }

@@ -13,7 +13,7 @@ use verrou_servers::clients::etcd::messages::{
 };
 use verrou_servers::clients::etcd::{Client, ConnectOptions};
 
-use crate::cases::{self, Kind, leave, refused, wait};
+use crate::cases::{self, Kind, refused, waited};
 use crate::certificate::certificate;
 use crate::fixture::Namespace;
 use crate::running::Running;
@@ -169,9 +169,9 @@ fn waiter_survives_compaction() {
     let (store, other) = (cases::open(&url), cases::open(&url));
     let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
     cases::granted(store.acquire(&one));
-    wait(&other, &two, Duration::ZERO);
+    let mut waiter = waited(&other, &two, Duration::ZERO);
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| wait(&other, &two, Duration::from_mins(1)));
+        let waiting = scope.spawn(|| waiter.wait(Duration::from_mins(1)));
         let mut revision = String::new();
         for number in 0..20 {
             answer(server.port, &["put", "other", &number.to_string()]);
@@ -195,12 +195,12 @@ fn absent_head_waiter_is_skipped() {
     let store = cases::open(&Etcd.url(server.port, "passed"));
     let one = cases::claim(1, Ttl::NEVER);
     cases::granted(store.acquire(&one));
-    wait(&store, &cases::claim(2, Ttl::NEVER), Duration::ZERO);
+    let _absent = waited(&store, &cases::claim(2, Ttl::NEVER), Duration::ZERO);
     let three = cases::claim(3, Ttl::NEVER);
-    wait(&store, &three, Duration::ZERO);
+    let mut waiter = waited(&store, &three, Duration::ZERO);
     done(store.release(&one));
     let began = Instant::now();
-    wait(&store, &three, Duration::from_mins(1));
+    waiter.wait(Duration::from_mins(1));
     cases::granted(store.acquire(&three));
     // Sooner than a ticket expires.
     let took = began.elapsed();
@@ -214,7 +214,7 @@ fn ticket_is_not_recreated_during_long_wait() {
     let store = cases::open(&Etcd.url(server.port, "kept"));
     let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
     cases::granted(store.acquire(&one));
-    wait(&store, &two, Duration::ZERO);
+    let mut waiter = waited(&store, &two, Duration::ZERO);
     let made = || {
         let keys = answer(
             server.port,
@@ -227,7 +227,7 @@ fn ticket_is_not_recreated_during_long_wait() {
     };
     let before = made();
     assert_eq!(before.len(), 2, "{before:?}");
-    wait(&store, &two, Duration::from_secs(14));
+    waiter.wait(Duration::from_secs(14));
     assert_eq!(made(), before);
 }
 
@@ -308,7 +308,7 @@ fn unsuitable_server_is_refused_with_advice() {
     let claim = cases::claim(1, Ttl::new(Duration::from_mins(1)).expect("a ttl"));
     let other = cases::claim(2, claim.ttl);
     cases::granted(store.acquire(&claim));
-    wait(&store, &other, Duration::ZERO);
+    let _waiter = waited(&store, &other, Duration::ZERO);
     done(store.extend(&claim));
     let holder = store.holders(&claim.name).expect("an answer").pop();
     assert!(holder.is_some() && store.holds(&claim, None).expect("an answer"));
@@ -425,7 +425,7 @@ fn role_on_another_prefix_cannot_change_a_lock() {
     let one = cases::claim(1, Ttl::new(Duration::from_mins(10)).expect("a ttl"));
     let two = cases::claim(2, one.ttl);
     let fence = cases::granted(store.acquire(&one));
-    wait(&store, &two, Duration::ZERO);
+    let _waiter = waited(&store, &two, Duration::ZERO);
     let key = format!("verrou/lock/{}", one.owner);
     let leases = leases_seen(port);
     assert_eq!(leases.len(), 2, "{leases:?}");
@@ -577,20 +577,20 @@ fn lease_of_waiters_that_another_user_revokes_is_replaced() {
     };
     // The store may revoke the lease first.
     cases::in_time(|| {
-        wait(&store, &two, Duration::ZERO);
+        let waiter = waited(&store, &two, Duration::ZERO);
         assert_eq!(tickets(), 2);
-        leave(&store, &two);
+        drop(waiter);
         cases::in_time(|| tickets() == 1);
         let leases = leases_seen(port);
         let revoke = |lease: &String| etcdctl_as("mallory", port, &["lease", "revoke", lease]);
         let is_revoked = leases.iter().any(|lease| revoke(lease).status.success());
-        wait(&store, &two, Duration::ZERO);
+        let waiter = waited(&store, &two, Duration::ZERO);
         assert_eq!(tickets(), 2, "it waits");
-        leave(&store, &two);
+        drop(waiter);
         cases::in_time(|| tickets() == 1);
         is_revoked
     });
-    wait(&store, &two, Duration::ZERO);
+    let _waiter = waited(&store, &two, Duration::ZERO);
     done(store.release(&one));
     cases::granted(store.acquire(&two));
 }
@@ -706,14 +706,14 @@ fn cluster_survives_killed_leader() {
     let (store, other) = (cases::open(&url), cases::open(&url));
     let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
     let fence = cases::granted(store.acquire(&one));
-    wait(&other, &two, Duration::ZERO);
+    let mut waiter = waited(&other, &two, Duration::ZERO);
     members[leader].kill();
     assert!(!cases::in_the_end(|| other.acquire(&two)).is_granted());
     assert!(cases::in_the_end(|| store.extend(&one)));
     thread::scope(|scope| {
         let waiting = scope.spawn(|| {
             while !cases::in_the_end(|| other.acquire(&two)).is_granted() {
-                wait(&other, &two, Duration::from_mins(1));
+                waiter.wait(Duration::from_mins(1));
             }
         });
         assert!(cases::in_the_end(|| store.release(&one)));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use verrou::{Acquired, Fence, Store, Ttl};
 use verrou_host::{AnyStore, StoreOptions};
 
-use crate::cases::{self, Kind, leave, refused, wait};
+use crate::cases::{self, Kind, refused, waited};
 use crate::certificate::certificate;
 use crate::fixture::Namespace;
 use crate::running::Running;
@@ -105,13 +105,13 @@ fn use_all(store: &AnyStore) {
     let (one, two) = (cases::claim(1, minute), cases::claim(2, minute));
     cases::granted(store.acquire(&one));
     assert!(!store.acquire(&two).expect("an answer").is_granted());
-    wait(&store, &two, Duration::ZERO);
+    let second = waited(store, &two, Duration::ZERO);
     done(store.extend(&one));
     assert_eq!(store.list().expect("an answer").len(), 1);
     done(store.release(&one));
     assert!(!store.acquire(&one).expect("an answer").is_granted());
-    wait(&store, &one, Duration::ZERO);
-    leave(&store, &two);
+    let _first = waited(store, &one, Duration::ZERO);
+    drop(second);
     cases::granted(cases::until_granted(store, &one));
     done(store.force_release(&one.name, None));
 }
@@ -586,9 +586,9 @@ fn pooler_in_transaction_mode_is_refused() {
     let (store, other) = (cases::open(&url), cases::open(&url));
     let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
     cases::granted(store.acquire(&one));
-    wait(&other, &two, Duration::ZERO);
+    let mut waiter = waited(&other, &two, Duration::ZERO);
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| wait(&other, &two, Duration::from_mins(1)));
+        let waiting = scope.spawn(|| waiter.wait(Duration::from_mins(1)));
         done(store.release(&one));
         let began = Instant::now();
         waiting.join().expect("it ends");

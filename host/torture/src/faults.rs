@@ -146,7 +146,7 @@ fn failing_calls(setting: &Setting, findings: &mut Findings) -> Result<()> {
 
 /// Makes one call fail, and lets the process retry the operation.
 fn failing_call(
-    scene: &mut Scene,
+    scene: &mut Scene<'_>,
     trial: &Trial<'_>,
 ) -> Result<(Option<&'static str>, Vec<String>)> {
     let act = trial.stage.act();
@@ -214,14 +214,16 @@ fn stages(setting: &Setting) -> Result<Vec<Stage>> {
 fn calls(setting: &Setting, stages: &[Stage]) -> Result<Vec<Vec<Sysno>>> {
     let mut all = Vec::new();
     for (number, stage) in stages.iter().enumerate() {
-        let scene = stage.scene(setting.directory.join(format!("calls-{number}")))?;
+        let directory = setting.directory.join(format!("calls-{number}"));
+        let other = stage.open_copy(&directory)?;
+        let scene = stage.scene(directory, &other)?;
         all.push(tracer::trace(&scene.process, None)?.calls);
     }
     Ok(all)
 }
 
 /// Runs a trial; returns the name under which it is counted, and the violations.
-type Try = fn(&mut Scene, &Trial<'_>) -> Result<(Option<&'static str>, Vec<String>)>;
+type Try = fn(&mut Scene<'_>, &Trial<'_>) -> Result<(Option<&'static str>, Vec<String>)>;
 
 /// Runs all trials, as many at once as there are processors.
 fn try_all(
@@ -243,7 +245,8 @@ fn try_all(
                 return Ok(());
             };
             let directory: PathBuf = setting.directory.join(format!("trial-{number}"));
-            let mut scene = trial.stage.scene(directory)?;
+            let other = trial.stage.open_copy(&directory)?;
+            let mut scene = trial.stage.scene(directory, &other)?;
             let title = scene.title();
             let (what, wrong) = attempt(&mut scene, trial)
                 .unwrap_or_else(|err| (None, vec![format!("the trial failed to run: {err:#}")]));

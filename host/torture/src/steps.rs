@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use verrou::{Acquired, Claim, Fence, Name, Owner, Store, StoreError, Ttl};
+use verrou::{Acquired, Claim, Fence, Name, Owner, Store, StoreError, Ttl, Waiter};
 use verrou_host::{AnyStore, StoreOptions, StoreUrl};
 
-use crate::store_call::{Reply, leave, wait};
-
+use crate::store_call::Reply;
 use crate::tracer;
 
 /// The state of the lock before an operation.
@@ -95,7 +94,6 @@ struct Order {
     store: String,
     act: Act,
     owns: bool,
-    waits: bool,
 }
 
 /// The result of an attempt, as the process reports it.
@@ -141,15 +139,50 @@ pub(crate) fn work(arguments: &[String]) -> Result<()> {
         // The other owner begins to wait.
         io::stdin().lines().next();
     }
-    if order.waits {
-        attempt_result(store.acquire(&claim));
-        wait(&store, &claim, Duration::ZERO);
+    match order.act {
+        Act::Acquire => perform(|| attempt_result(store.acquire(&claim))),
+        Act::Extend => perform(|| attempt_result(store.extend(&claim))),
+        Act::Release => perform(|| attempt_result(store.release(&claim))),
+        Act::ForceRelease => perform(|| attempt_result(store.force_release(&claim.name, None))),
+        Act::Detach => perform(|| attempt_result(store.detach(&claim))),
+        Act::Wait => {
+            let mut waiter = waiter(&store, &claim);
+            perform(|| {
+                let first = attempt_result(store.acquire(&claim));
+                waiter.wait(Duration::from_millis(5));
+                match first {
+                    AttemptResult::Error { .. } => first,
+                    _ => attempt_result(store.acquire(&claim)),
+                }
+            })
+        }
+        Act::EndWait => {
+            attempt_result(store.acquire(&claim));
+            let mut waiter = waiter(&store, &claim);
+            waiter.wait(Duration::ZERO);
+            let mut waiter = Some(waiter);
+            perform(|| {
+                drop(waiter.take());
+                AttemptResult::Done
+            })
+        }
+        Act::CloseStore => {
+            let mut store = Some(store);
+            perform(|| {
+                drop(store.take());
+                AttemptResult::Done
+            })
+        }
+        Act::Inspect => perform(|| inspected(&store, &claim.name)),
     }
-    let mut store = Some(store);
-    let first = tracer::traced(|| act(order.act, &mut store, &claim))?;
+}
+
+/// Performs `act` under the tracer, reports its result, and repeats it for each line of the input.
+fn perform(mut act: impl FnMut() -> AttemptResult) -> Result<()> {
+    let first = tracer::traced(&mut act)?;
     send(&first)?;
     for _ in io::stdin().lines() {
-        send(&act(order.act, &mut store, &claim))?;
+        send(&act())?;
     }
     Ok(())
 }
@@ -160,39 +193,19 @@ fn send(result: &AttemptResult) -> Result<()> {
     Ok(output.flush()?)
 }
 
-fn act(act: Act, store: &mut Option<AnyStore>, claim: &Claim) -> AttemptResult {
-    let Some(there) = store else {
-        return AttemptResult::Done;
-    };
-    match act {
-        Act::Acquire => attempt_result(there.acquire(claim)),
-        Act::Extend => attempt_result(there.extend(claim)),
-        Act::Release => attempt_result(there.release(claim)),
-        Act::ForceRelease => attempt_result(there.force_release(&claim.name, None)),
-        Act::Detach => attempt_result(there.detach(claim)),
-        Act::Wait => {
-            let first = attempt_result(there.acquire(claim));
-            wait(there, claim, Duration::from_millis(5));
-            match first {
-                AttemptResult::Error { .. } => first,
-                _ => attempt_result(there.acquire(claim)),
-            }
-        }
-        Act::EndWait => {
-            leave(there, claim);
-            AttemptResult::Done
-        }
-        Act::CloseStore => {
-            *store = None;
-            AttemptResult::Done
-        }
-        Act::Inspect => match there.holders(&claim.name).map(|mut holders| holders.pop()) {
-            Ok(Some(holder)) => AttemptResult::Granted {
-                fence: holder.fence.map(Fence::get),
-            },
-            Ok(None) => AttemptResult::Refused,
-            Err(err) => AttemptResult::error(err),
+/// Returns the waiter of `claim`, which has no ticket before its first wait.
+fn waiter<'s>(store: &'s AnyStore, claim: &Claim) -> Box<dyn Waiter + 's> {
+    store.waiter(claim).expect("a store that can wait")
+}
+
+/// Returns the holder of `name` as the result of an attempt.
+fn inspected(store: &AnyStore, name: &Name) -> AttemptResult {
+    match store.holders(name).map(|mut holders| holders.pop()) {
+        Ok(Some(holder)) => AttemptResult::Granted {
+            fence: holder.fence.map(Fence::get),
         },
+        Ok(None) => AttemptResult::Refused,
+        Err(err) => AttemptResult::error(err),
     }
 }
 
@@ -225,7 +238,7 @@ pub(crate) struct Stage {
 }
 
 /// A process that is about to perform an operation.
-pub(crate) struct Scene {
+pub(crate) struct Scene<'s> {
     pub(crate) directory: PathBuf,
     kind: &'static str,
     operation: &'static TestedOperation,
@@ -233,10 +246,13 @@ pub(crate) struct Scene {
     pub(crate) process: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
-    /// The store of the other owners, with a claim that holds the lock, or waits for it.
-    other: AnyStore,
+    /// The store of the other owners.
+    other: &'s AnyStore,
+    /// The claim of the other owner that holds the lock.
     has: Option<Claim>,
-    waits: Option<Claim>,
+    /// The claim of the next owner, and its waiter while it waits.
+    next: Claim,
+    waiter: Option<Box<dyn Waiter + 's>>,
     pub(crate) fence: u64,
 }
 
@@ -285,11 +301,16 @@ impl Stage {
         self.operation.act
     }
 
-    /// Starts a process in the new `directory`, and lets it run up to its operation.
-    pub(crate) fn scene(&self, directory: PathBuf) -> Result<Scene> {
-        copy(&self.template, &directory)?;
+    /// Creates `directory` in the state before the operation, and opens the store of the other owners.
+    pub(crate) fn open_copy(&self, directory: &Path) -> Result<AnyStore> {
+        copy(&self.template, directory)?;
+        open(self.kind, directory)
+    }
+
+    /// Starts a process in `directory`, and lets it run up to its operation. `other` is the
+    /// [store of the other owners](Self::open_copy) there.
+    pub(crate) fn scene<'s>(&self, directory: PathBuf, other: &'s AnyStore) -> Result<Scene<'s>> {
         let before = self.operation.before;
-        let other = open(self.kind, &directory)?;
         let mut has = None;
         let mut fence = self.fence;
         if matches!(before, Before::HeldByOther | Before::WaitingForOther) {
@@ -302,7 +323,6 @@ impl Stage {
             store: format!("{}:{}", self.kind, directory.display()),
             act: self.operation.act,
             owns,
-            waits: before == Before::WaitingForOther,
         };
         let mut process = Command::new(env::current_exe()?)
             .args(["worker", "operation", &serde_json::to_string(&order)?])
@@ -322,7 +342,8 @@ impl Stage {
             process,
             other,
             has,
-            waits: None,
+            next: claim(4, None),
+            waiter: None,
             fence,
             directory,
         };
@@ -332,10 +353,9 @@ impl Stage {
                 other => bail!("a free lock was not granted: {other:?}"),
             }
             if before == Before::HeldWithWaiter {
-                let claim = claim(3, None);
-                scene.other.acquire(&claim)?;
-                wait(&scene.other, &claim, Duration::ZERO);
-                scene.waits = Some(claim);
+                scene.next = claim(3, None);
+                scene.next_attempts()?;
+                scene.next_waits(Duration::ZERO);
             }
             scene.resume()?;
         }
@@ -343,7 +363,7 @@ impl Stage {
     }
 }
 
-impl Scene {
+impl Scene<'_> {
     /// Reads the next result of the process; returns `None` if the process is gone.
     pub(crate) fn receive(&mut self) -> Result<Option<AttemptResult>> {
         let mut line = String::new();
@@ -384,19 +404,37 @@ impl Scene {
         Ok(is_granted)
     }
 
-    /// Returns whether another owner can acquire the lock within five seconds.
-    pub(crate) fn is_free_to_others_soon(&self) -> Result<bool> {
-        let claim = self.waits.clone().unwrap_or_else(|| claim(4, None));
+    /// Requests the lock for the next owner.
+    fn next_attempts(&mut self) -> Result<Acquired, StoreError> {
+        let reply = self.other.acquire(&self.next)?;
+        if reply.is_granted()
+            && let Some(waiter) = self.waiter.take()
+        {
+            waiter.granted();
+        }
+        Ok(reply)
+    }
+
+    /// Waits for the lock as the next owner, which stays in the queue until its grant.
+    fn next_waits(&mut self, at_most: Duration) {
+        let waiter = self
+            .waiter
+            .get_or_insert_with(|| waiter(self.other, &self.next));
+        waiter.wait(at_most);
+    }
+
+    /// Returns whether the next owner can acquire the lock within five seconds.
+    pub(crate) fn is_free_to_others_soon(&mut self) -> Result<bool> {
         let began = Instant::now();
         loop {
-            if self.other.acquire(&claim)?.is_granted() {
-                self.other.release(&claim)?;
+            if self.next_attempts()?.is_granted() {
+                self.other.release(&self.next)?;
                 return Ok(true);
             }
             if began.elapsed() > Duration::from_secs(5) {
                 return Ok(false);
             }
-            wait(&self.other, &claim, Duration::from_millis(50));
+            self.next_waits(Duration::from_millis(50));
         }
     }
 
@@ -406,7 +444,7 @@ impl Scene {
         Ok(holder.and_then(|holder| holder.fence).map(Fence::get))
     }
 
-    /// Acquires the lock for another owner, which must succeed in the end; returns the violations.
+    /// Acquires the lock for the next owner, which must succeed in the end; returns the violations.
     pub(crate) fn others_get_in(&mut self, bound: Duration) -> Result<Vec<String>> {
         let mut wrong = Vec::new();
         // The record has the fencing token of a grant whose reply was lost.
@@ -416,19 +454,18 @@ impl Scene {
         if let Some(claim) = self.has.take() {
             self.other.release(&claim)?;
         }
-        let claim = self.waits.take().unwrap_or_else(|| claim(4, None));
         let bound = match (self.operation.act, self.operation.before) {
             (Act::Detach, _) => bound + DETACHED_TTL,
             // The lease lasts for an hour, unless it was force-released.
             (Act::ForceRelease | Act::Inspect, Before::Detached) => {
-                self.other.force_release(&claim.name, None)?;
+                self.other.force_release(&self.next.name, None)?;
                 bound
             }
             _ => bound,
         };
         let began = Instant::now();
         let fence = loop {
-            match self.other.acquire(&claim) {
+            match self.next_attempts() {
                 Ok(Acquired::Granted { fence }) => break fence.map_or(0, Fence::get),
                 Ok(Acquired::Busy { .. }) => {}
                 Err(err) => {
@@ -440,7 +477,7 @@ impl Scene {
                 wrong.push("the lock cannot be acquired any more".to_owned());
                 return Ok(wrong);
             }
-            wait(&self.other, &claim, Duration::from_millis(50));
+            self.next_waits(Duration::from_millis(50));
         };
         let took = began.elapsed();
         if took > bound {
@@ -450,7 +487,7 @@ impl Scene {
             let before = self.fence;
             wrong.push(format!("fencing token {fence}, after {before}"));
         }
-        if !self.other.release(&claim)? {
+        if !self.other.release(&self.next)? {
             wrong.push("the next owner's release was refused".to_owned());
         }
         for listed in self.other.list()? {
@@ -472,7 +509,7 @@ impl Scene {
     }
 }
 
-impl Drop for Scene {
+impl Drop for Scene<'_> {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();

@@ -7,7 +7,6 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use tempfile::TempDir;
@@ -120,20 +119,6 @@ impl Outcome {
             other => bail!("a free lock was not granted: {other:?}"),
         }
     }
-}
-
-/// Waits for at most `at_most`. The ticket of the claim's owner stays in the queue until its grant, or until it
-/// [leaves](leave).
-pub(crate) fn wait(store: &dyn Store, claim: &Claim, at_most: Duration) {
-    let mut waiter = store.waiter(claim).expect("a store that can wait");
-    waiter.wait(at_most);
-    // Dropping it would leave the queue.
-    std::mem::forget(waiter);
-}
-
-/// Removes the ticket of the claim's owner from the queue.
-pub(crate) fn leave(store: &dyn Store, claim: &Claim) {
-    drop(store.waiter(claim));
 }
 
 /// A store's reply to any operation.

@@ -1,13 +1,12 @@
 //! The wait queue: the tickets of waiters, and the lease of all tickets of this process.
 
-use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
-use verrou::{Claim, Name, Owner};
+use verrou::{Name, async_trait};
 
 use super::EtcdStore;
 use super::client::messages::{
@@ -18,15 +17,23 @@ use super::session::EtcdShared;
 use super::transaction::{found, has_more, none, revision};
 use super::watch::Watch;
 use crate::error::ServerError;
+use crate::store::ServerWaiter;
+use crate::tickets::Tickets;
 
-/// A waiter's ticket.
-pub(super) struct Ticket {
-    pub(super) key: String,
+/// The waiter of one claim.
+pub(super) struct EtcdWaiter {
+    shared: Arc<EtcdShared>,
+    /// The prefix of the keys of the holder and all waiters, and the key of this one.
+    range: String,
+    key: String,
+    /// The ticket: its key, which stays on etcd until this ends.
+    ticket: Option<Arc<String>>,
     /// The hand-off reservation for the ticket before this one, if that is the head waiter's and the lock is free:
-    /// the ticket's revision, and when this process first saw it so. It is kept from one wait to the next.
+    /// the ticket's revision, and when this waiter first saw it so.
     reservation: Option<(i64, Instant)>,
 }
 
+/// The lease of all tickets of this process, and the task that keeps it alive.
 pub(super) struct Presence {
     lease: i64,
     pub(super) task: JoinHandle<()>,
@@ -39,66 +46,39 @@ const PRESENCE: i64 = 10;
 /// before it answers.
 pub(super) const RESERVATION: Duration = Duration::from_secs(2);
 
-impl EtcdStore {
-    /// Takes a ticket and waits until the claim's owner is the head waiter of a free lock, but at most `at_most`.
-    /// If that is zero, taking the ticket is not limited by it.
-    pub(super) async fn wait_with_ticket(
-        &self,
-        claim: &Claim,
-        at_most: Duration,
-    ) -> Result<(), ServerError> {
-        let shared = &self.shared;
-        let until = Instant::now().checked_add(at_most);
-        let key = self.key(claim);
-        let ticket = || Ticket {
-            key: key.clone(),
+impl EtcdWaiter {
+    pub(super) fn new(shared: &Arc<EtcdShared>, range: String, key: String) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            range,
+            key,
+            ticket: None,
             reservation: None,
-        };
-        shared.tickets().entry(claim.owner).or_insert_with(ticket);
-        let waiting = async {
-            loop {
-                let mut replaced = pin!(shared.lease_replaced.notified());
-                replaced.as_mut().enable();
-                let taken = shared.within(shared.timeout, self.take_ticket(claim, &key));
-                let Some(made) = taken.await? else {
-                    return Ok(());
-                };
-                if at_most.is_zero() {
-                    return Ok(());
-                }
-                tokio::select! {
-                    ended = self.turn(claim, &key, made) => if ended? {
-                        return Ok(());
-                    },
-                    () = replaced => {}
-                }
-            }
-        };
-        match until {
-            // The ticket is taken in any case.
-            Some(_) if at_most.is_zero() => waiting.await,
-            Some(until) => tokio::time::timeout_at(until, waiting)
-                .await
-                .unwrap_or(Ok(())),
-            None => waiting.await,
         }
+    }
+
+    /// Deletes the ticket on etcd, if there is one.
+    fn left(&mut self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        drop(self.ticket.take()?);
+        let (shared, key) = (Arc::clone(&self.shared), self.key.clone());
+        Some(async move { shared.leave(key).await })
     }
 
     /// Takes a ticket, or finds the existing one. Returns the revision that created it, or `None` if there is
     /// nothing to wait for.
-    async fn take_ticket(&self, claim: &Claim, key: &str) -> Result<Option<i64>, ServerError> {
-        let range = self.range(&claim.name);
+    async fn take_ticket(&self) -> Result<Option<i64>, ServerError> {
+        let (range, key) = (&*self.range, &*self.key);
         loop {
             let lease = self.shared.presence().await?;
             // etcd reads the whole range for a comparison with it, so an existing ticket is looked up first.
             let exists = Compare::create_revision(key, CompareOp::Greater, 0);
             let put = TxnOp::put(key, WAITS, lease);
-            let new = Txn::new().when([none(&range)]).or_else([put]);
+            let new = Txn::new().when([none(range)]).or_else([put]);
             let taken = Txn::new()
                 .when([exists])
                 .and_then([TxnOp::get(key)])
                 .or_else([TxnOp::txn(new)]);
-            let Some(mut taken) = self.attach(lease, taken).await? else {
+            let Some(mut taken) = self.shared.attach(lease, taken).await? else {
                 self.shared.abandon_presence(lease).await;
                 continue;
             };
@@ -120,22 +100,22 @@ impl EtcdStore {
             let unchanged = Compare::mod_revision(key, CompareOp::Equal, own.mod_revision);
             let put = TxnOp::put(key, WAITS, lease);
             let moved = Txn::new().when([unchanged]).and_then([put]);
-            if self.attach(lease, moved).await?.is_none() {
+            if self.shared.attach(lease, moved).await?.is_none() {
                 self.shared.abandon_presence(lease).await;
             }
         }
     }
 
     /// Waits until the ticket created at revision `made` is the first key. Returns false if the ticket is gone.
-    async fn turn(&self, claim: &Claim, key: &str, made: i64) -> Result<bool, ServerError> {
-        let (shared, range) = (&self.shared, self.range(&claim.name));
+    async fn turn(&mut self, made: i64) -> Result<bool, ServerError> {
+        let shared = Arc::clone(&self.shared);
         let mut watch = None::<Watch>;
         loop {
-            let before = Range::prefix(&*range)
+            let before = Range::prefix(&*self.range)
                 .created_by(made - 1)
                 .by_creation(Order::Descending)
                 .limit(1);
-            let look = Txn::new().and_then([TxnOp::get(key), TxnOp::range(before)]);
+            let look = Txn::new().and_then([TxnOp::get(&*self.key), TxnOp::range(before)]);
             let seen = shared.within(shared.timeout, shared.txn(look)).await?;
             let [own, before] = &found(&seen)[..] else {
                 return Ok(false);
@@ -164,7 +144,7 @@ impl EtcdStore {
             }
             // The lock is free, and reserved for the waiter before this one.
             let head = before.mod_revision;
-            let left = shared.reservation_left(claim.owner, head);
+            let left = self.reservation_left(head);
             match timeout(left, begun.changed()).await {
                 Ok(true) => {}
                 Ok(false) => watch = None,
@@ -175,6 +155,74 @@ impl EtcdStore {
         }
     }
 
+    /// Returns the time that is left of the reservation for the head waiter's ticket, of `revision`, before this
+    /// waiter skips it.
+    fn reservation_left(&mut self, revision: i64) -> Duration {
+        let seen = match self.reservation {
+            Some((same, seen)) if same == revision => seen,
+            _ => Instant::now(),
+        };
+        self.reservation = Some((revision, seen));
+        RESERVATION.saturating_sub(seen.elapsed())
+    }
+}
+
+#[async_trait]
+impl ServerWaiter for EtcdWaiter {
+    async fn wait(&mut self, at_most: Duration) -> Result<(), ServerError> {
+        let until = Instant::now().checked_add(at_most);
+        let shared = Arc::clone(&self.shared);
+        self.ticket
+            .get_or_insert_with(|| shared.tickets().add(self.key.clone()));
+        let waiting = async {
+            loop {
+                let mut replaced = pin!(shared.lease_replaced.notified());
+                replaced.as_mut().enable();
+                let taken = shared.within(shared.timeout, self.take_ticket());
+                let Some(made) = taken.await? else {
+                    return Ok(());
+                };
+                if at_most.is_zero() {
+                    return Ok(());
+                }
+                tokio::select! {
+                    ended = self.turn(made) => if ended? {
+                        return Ok(());
+                    },
+                    () = replaced => {}
+                }
+            }
+        };
+        match until {
+            // The ticket is made in any case.
+            Some(_) if at_most.is_zero() => waiting.await,
+            Some(until) => tokio::time::timeout_at(until, waiting)
+                .await
+                .unwrap_or(Ok(())),
+            None => waiting.await,
+        }
+    }
+
+    async fn leave(&mut self) {
+        if let Some(left) = self.left() {
+            left.await;
+        }
+    }
+
+    fn granted(&mut self) {
+        self.ticket = None;
+    }
+}
+
+impl Drop for EtcdWaiter {
+    fn drop(&mut self) {
+        if let Some(left) = self.left() {
+            self.shared.runtime.spawn(left);
+        }
+    }
+}
+
+impl EtcdStore {
     /// Skips `head`, the head waiter of a free lock, if it does not acquire the lock while that is reserved for
     /// it, and with it all waiters behind it whose tickets end with the same lease. Any user of etcd can keep that
     /// lease alive after the waiters' process was killed. A process that still waits takes new tickets.
@@ -195,34 +243,11 @@ impl EtcdStore {
         }
         Ok(true)
     }
-
-    /// Leaves the queue as [`AsyncStore::give_up`](verrou::AsyncStore::give_up) does, and waits until that is done.
-    pub(super) async fn delete_ticket(&self, claim: &Claim) {
-        let ticket = self.shared.tickets().remove(&claim.owner);
-        if let Some(ticket) = ticket {
-            self.shared.leave(ticket.key).await;
-        }
-    }
 }
 
 impl EtcdShared {
-    pub(super) fn tickets(&self) -> MutexGuard<'_, HashMap<Owner, Ticket>> {
+    fn tickets(&self) -> MutexGuard<'_, Tickets<String>> {
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the time that is left of the reservation for the head waiter's ticket, of `revision`, before `owner`
-    /// skips it.
-    fn reservation_left(&self, owner: Owner, revision: i64) -> Duration {
-        let mut tickets = self.tickets();
-        let Some(ticket) = tickets.get_mut(&owner) else {
-            return RESERVATION;
-        };
-        let seen = match ticket.reservation {
-            Some((same, seen)) if same == revision => seen,
-            _ => Instant::now(),
-        };
-        ticket.reservation = Some((revision, seen));
-        RESERVATION.saturating_sub(seen.elapsed())
     }
 
     /// Makes all waiters of this process attach their tickets to a new lease instead of `lease`.
@@ -256,8 +281,8 @@ impl EtcdShared {
         let asked =
             self.asked(|client| async move { client.lease_time_to_live(lease, true).await });
         for key in asked.await?.keys {
-            let is_kept = |ticket: &Ticket| ticket.key.as_bytes() == key;
-            if !self.tickets().values().any(is_kept) {
+            let is_kept = self.tickets().all().any(|ticket| ticket.as_bytes() == key);
+            if !is_kept {
                 self.leave(key).await;
             }
         }
@@ -281,7 +306,7 @@ impl EtcdShared {
         loop {
             sleep(pause).await;
             let mut presence = self.presence.lock().await;
-            if self.tickets().is_empty() {
+            if self.tickets().all().next().is_none() {
                 *presence = None;
                 self.revoke(lease).await;
                 return;

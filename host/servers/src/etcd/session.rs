@@ -1,18 +1,18 @@
 //! The session with the server: the state that the store and its task share, and their requests.
 
-use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use verrou::Owner;
 
 use super::client::messages::{Txn, TxnResponse};
 use super::client::{Client, ClientError};
 use super::error::{failed, unreached};
-use super::queue::{Presence, Ticket};
+use super::queue::Presence;
 use crate::error::ServerError;
+use crate::tickets::Tickets;
 
 /// The state that the store shares with the task that renews the tickets.
 pub(super) struct EtcdShared {
@@ -20,8 +20,9 @@ pub(super) struct EtcdShared {
     pub(super) members: usize,
     pub(super) server: String,
     pub(super) timeout: Duration,
-    /// The tickets of this process's waiters.
-    pub(super) tickets: Mutex<HashMap<Owner, Ticket>>,
+    pub(super) runtime: Handle,
+    /// The keys of the tickets of this process's waiters.
+    pub(super) tickets: Mutex<Tickets<String>>,
     /// The lease of all tickets.
     pub(super) presence: tokio::sync::Mutex<Option<Presence>>,
     /// Notified when the lease of all tickets has ended, or is to be replaced.
@@ -74,6 +75,19 @@ impl EtcdShared {
         if lease != 0 {
             let revoked = self.asked(|client| async move { client.lease_revoke(lease).await });
             let _ = timeout(self.timeout / 4, revoked).await;
+        }
+    }
+
+    /// Commits a transaction that attaches a key to `lease`. Returns `None` if another user of etcd has revoked
+    /// the lease; a new one is to be used then.
+    pub(super) async fn attach(
+        &self,
+        lease: i64,
+        txn: Txn,
+    ) -> Result<Option<TxnResponse>, ServerError> {
+        match self.txn(txn).await {
+            Err(_) if lease != 0 && self.is_gone(lease).await => Ok(None),
+            committed => committed.map(Some),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Connecting to the server: the settings, the checks, and the connection that receives notifications.
 
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod};
@@ -145,7 +145,6 @@ impl PostgresStore {
             channel,
             notifications,
             heartbeat: Arc::default(),
-            notified: Mutex::default(),
             unnotified: Semaphore::new(CONNECTIONS - 1),
             listener: listener.abort_handle(),
             settings,

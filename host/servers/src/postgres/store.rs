@@ -1,35 +1,35 @@
-//! The operations of the store, the connections that they use, and the waiters.
+//! The operations of the store, and the connections that they use.
 
-use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool, PoolError};
 use percent_encoding::percent_decode_str;
 use scopeguard::ScopeGuard;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use verrou::{
     Acquired, AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Claim, Fence, Holder, Name,
-    Owner, StoreError, async_trait,
+    StoreError, async_trait,
 };
 use verrou_machine::Listed;
 
 use super::connect::Settings;
 use super::error::{failed, not_connected, setup};
+use super::queue::PostgresWaiter;
 use super::statements::{Statements, holder, micros, text};
 use crate::cancelled_acquire::CancelledRequests;
 use crate::error::ServerError;
 use crate::notifications::Notifications;
 use crate::queue_heartbeat::QueueHeartbeat;
 use crate::store::{
-    CAPABILITIES, RESERVATION, ServerStore, WAITER_TIMEOUT, loss_watch, record_ttl,
-    request_timeout, waiter,
+    CAPABILITIES, RESERVATION, ServerStore, ServerWaiter, loss_watch, record_ttl, request_timeout,
+    waiter,
 };
 
 /// Leases in a `PostgreSQL` database, version 12 or later.
@@ -48,8 +48,6 @@ pub(super) struct PostgresShared {
     pub(super) channel: String,
     pub(super) notifications: Arc<Notifications>,
     pub(super) heartbeat: Arc<QueueHeartbeat>,
-    /// The waiters that were notified to try the lock.
-    pub(super) notified: Mutex<HashSet<Owner>>,
     /// Bounds the connections of waiters that were not notified: one connection is left to holders and to
     /// notified waiters, however many others wait.
     pub(super) unnotified: Semaphore,
@@ -58,8 +56,6 @@ pub(super) struct PostgresShared {
     pub(super) cancelled: CancelledRequests,
     pub(super) runtime: Handle,
 }
-
-impl PostgresStore {}
 
 impl PostgresShared {
     async fn rows(
@@ -94,7 +90,7 @@ impl PostgresShared {
     }
 
     /// Returns the one row that a function returns.
-    async fn row(
+    pub(super) async fn row(
         &self,
         statement: &str,
         parameters: &[&(dyn ToSql + Sync)],
@@ -110,7 +106,7 @@ impl PostgresShared {
         })
     }
 
-    async fn asked<T: for<'a> tokio_postgres::types::FromSql<'a>>(
+    pub(super) async fn asked<T: for<'a> tokio_postgres::types::FromSql<'a>>(
         &self,
         statement: &str,
         parameters: &[&(dyn ToSql + Sync)],
@@ -118,81 +114,6 @@ impl PostgresShared {
     ) -> Result<T, ServerError> {
         let row = self.row(statement, parameters, limit).await?;
         row.try_get(0).map_err(|err| failed(&self.server, err))
-    }
-
-    /// Takes a ticket, or with `keep` only renews an existing one. Returns whether `owner` is to try the lock now.
-    async fn wait(&self, owner: &Owner, name: &Name, keep: bool) -> Result<bool, ServerError> {
-        self.asked(
-            &self.statements.wait,
-            &[
-                &text(name),
-                &owner.to_string(),
-                &micros(WAITER_TIMEOUT),
-                &self.channel,
-                &keep,
-            ],
-            self.timeout,
-        )
-        .await
-    }
-
-    async fn leave(&self, claim: &Claim) -> Result<(), ServerError> {
-        let owner = claim.owner.to_string();
-        let reservation = micros(RESERVATION);
-        self.row(
-            &self.statements.leave,
-            &[&text(&claim.name), &owner, &reservation],
-            self.timeout,
-        )
-        .await
-        .map(drop)
-    }
-
-    /// Renews the ticket of `claim`'s owner until the owner is removed from the heartbeat.
-    fn keep_ticket(self: &Arc<Self>, claim: &Claim) {
-        if !self.heartbeat.add(claim) {
-            return;
-        }
-        let shared = Arc::downgrade(self);
-        self.runtime.spawn(self.heartbeat.run(move |owner, name| {
-            let shared = shared.upgrade();
-            async move {
-                let Some(shared) = shared else {
-                    return;
-                };
-                // After an error, the next heartbeat comes before the ticket's deadline.
-                if let Ok(true) = shared.wait(&owner, &name, true).await {
-                    shared.notifications.notify(&owner);
-                }
-            }
-        }));
-    }
-
-    /// Waits until `owner` may use a connection: at once if it was notified; otherwise until one of the permits for
-    /// waiters that were not notified is free.
-    async fn take_turn(
-        &self,
-        owner: Owner,
-        limit: Duration,
-    ) -> Result<Option<SemaphorePermit<'_>>, ServerError> {
-        let subscription = self.notifications.subscribe(owner);
-        if self.notified().contains(&owner) {
-            return Ok(None);
-        }
-        let is_notified = async { while !subscription.notified().await {} };
-        tokio::select! {
-            () = is_notified => {
-                self.notified().insert(owner);
-                Ok(None)
-            }
-            turn = timeout(limit, self.unnotified.acquire()) => match turn {
-                Ok(turn) => Ok(turn.ok()),
-                Err(_) => Err(ServerError::Timeout {
-                    server: self.server.clone(),
-                    after: limit,
-                }),
-            },
-        }
     }
 
     /// Releases the lock that a dropped request may have acquired.
@@ -218,16 +139,6 @@ impl PostgresShared {
             )
             .await?;
         Ok(done)
-    }
-
-    /// Stops the renewal of the ticket of `owner`. Returns whether it was a waiter.
-    fn forget_ticket(&self, owner: &Owner) -> bool {
-        self.notified().remove(owner);
-        self.heartbeat.remove(owner)
-    }
-
-    fn notified(&self) -> MutexGuard<'_, HashSet<Owner>> {
-        self.notified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn no_client(&self, err: PoolError) -> ServerError {
@@ -278,37 +189,8 @@ impl ServerStore for PostgresStore {
         Ok(listed.collect())
     }
 
-    async fn wait_in_queue(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
-        let shared = &self.0;
-        let subscription = shared.notifications.subscribe(claim.owner);
-        let Some(turn) = shared.take_turn(claim.owner, shared.timeout).await? else {
-            return Ok(());
-        };
-        // Before the request: if this future is dropped before the answer, `give_up` deletes the ticket.
-        shared.keep_ticket(claim);
-        let is_free = shared.wait(&claim.owner, &claim.name, false).await?;
-        drop(turn);
-        if is_free || timeout(at_most, subscription.notified()).await == Ok(true) {
-            shared.notified().insert(claim.owner);
-        }
-        Ok(())
-    }
-
-    async fn leave(&self, claim: &Claim) {
-        if self.0.forget_ticket(&claim.owner) {
-            // After an error, other waiters skip the ticket when its reservation or its deadline has passed.
-            let _ = self.0.leave(claim).await;
-        }
-    }
-
-    fn start_to_leave(&self, claim: &Claim) {
-        if !self.0.forget_ticket(&claim.owner) {
-            return;
-        }
-        let (shared, claim) = (Arc::clone(&self.0), claim.clone());
-        self.0
-            .runtime
-            .spawn(async move { shared.leave(&claim).await });
+    fn queue_waiter(&self, claim: &Claim) -> Box<dyn ServerWaiter> {
+        Box::new(PostgresWaiter::new(&self.0, claim))
     }
 
     async fn lost(&self, claim: &Claim) {
@@ -328,7 +210,10 @@ impl AsyncStore for PostgresStore {
         let lasts = record_ttl(claim.ttl).map(micros);
         let ttl = claim.ttl.duration().map(micros);
         let limit = request_timeout(shared.timeout, claim);
-        let turn = shared.take_turn(claim.owner, limit).await?;
+        let subscription = shared.notifications.subscribe(claim.owner);
+        let turn = shared.take_turn(&subscription, limit).await?;
+        // If this request is refused, the waiter waits for the next notification.
+        subscription.set_targeted(false);
         let guard = scopeguard::guard((), |()| shared.release_cancelled(claim));
         let row = shared
             .row(
@@ -346,18 +231,19 @@ impl AsyncStore for PostgresStore {
             )
             .await;
         ScopeGuard::into_inner(guard);
+        if row.is_err() && turn.is_none() {
+            // The lock is still reserved for this waiter.
+            subscription.set_targeted(true);
+        }
         drop(turn);
         let row = row?;
         let failed = |err| failed(&shared.server, err);
         let number = row.try_get::<_, Option<i64>>("number").map_err(failed)?;
         let number = number.and_then(|number| u64::try_from(number).ok());
         if row.try_get("granted").map_err(failed)? {
-            shared.forget_ticket(&claim.owner);
             let fence = number.and_then(Fence::new);
             return Ok(Acquired::Granted { fence });
         }
-        // It waits for the next notification.
-        shared.notified().remove(&claim.owner);
         let remaining = number.map(Duration::from_micros);
         Ok(Acquired::Busy { remaining })
     }
@@ -378,7 +264,6 @@ impl AsyncStore for PostgresStore {
     }
 
     async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
-        self.0.forget_ticket(&claim.owner);
         let guard = scopeguard::guard((), |()| self.0.release_cancelled(claim));
         let released = self.0.release(claim).await;
         ScopeGuard::into_inner(guard);
