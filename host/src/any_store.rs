@@ -57,6 +57,17 @@ pub enum OpenStoreError {
     },
 }
 
+impl OpenStoreError {
+    /// Returns whether the store may be opened later without an administrator's help: its server does not answer.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            #[cfg(feature = "server")]
+            Self::Server(err) => err.is_temporary(),
+            Self::Files(_) | Self::NoDirectory { .. } => false,
+        }
+    }
+}
+
 /// The kernel's lock on exactly one file, as [`AnyStore::open_path`] returns it.
 #[derive(Debug)]
 #[non_exhaustive]

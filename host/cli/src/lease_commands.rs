@@ -18,13 +18,13 @@ const LONGEST: u64 = 64 * 1024;
 /// Acquires a lock, prints it, and leaves it held.
 pub(crate) fn acquire(global: &GlobalOptions, args: &AcquireOptions) -> Result<(), Failure> {
     let name = store::name(args.name.name())?;
-    let opened = store::open_to_take(global, &args.taking, "verrou acquire")?;
+    let (opened, retry) = store::open_to_take(global, &args.taking, "verrou acquire")?;
     if !opened.capabilities().transfers {
         let name = name.clone();
         return Err(Failure::from(Error::NotSerializable { name })
             .advising("use `verrou run`, which holds the lock itself, or a `lease:` store"));
     }
-    store::with_lock(&opened, name, &args.taking, |lock, held| {
+    store::with_lock(&opened, name, &args.taking, &retry, |lock, held| {
         // Print first: until the text is written, the lock must not outlive this process.
         if let Err(err) = output::print(&held.to_serialized().to_string()) {
             let failure = output::unwritten(&err);

@@ -18,6 +18,7 @@ pub(crate) struct Failure {
     exit: u8,
     code: Option<&'static str>,
     what: String,
+    is_temporary: bool,
 }
 
 impl Failure {
@@ -27,6 +28,7 @@ impl Failure {
             exit: exit.code(),
             code: None,
             what: what.into(),
+            is_temporary: false,
         }
     }
 
@@ -55,6 +57,16 @@ impl Failure {
         self.exit
     }
 
+    /// Returns the message.
+    pub(crate) fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// Returns whether the same command line may succeed later.
+    pub(crate) fn is_temporary(&self) -> bool {
+        self.is_temporary
+    }
+
     /// Prints the failure to standard error.
     pub(crate) fn report(&self, json: bool) {
         if json {
@@ -76,7 +88,10 @@ impl From<Error> for Failure {
 
 impl From<OpenStoreError> for Failure {
     fn from(error: OpenStoreError) -> Self {
-        Self::coded(Exit::NoStore, "E_LOCK_STORAGE_ERROR", chain(&error))
+        Self {
+            is_temporary: error.is_temporary(),
+            ..Self::coded(Exit::NoStore, "E_LOCK_STORAGE_ERROR", chain(&error))
+        }
     }
 }
 

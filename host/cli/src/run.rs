@@ -34,18 +34,19 @@ pub(crate) fn run(global: &GlobalOptions, args: &Run) -> Result<u8, Failure> {
     options.label = Some(args.taking.described(label.unwrap_or_default()));
     options.zombies = args.taking.zombies();
     options.handed_on = true;
+    let mut retry = args.taking.retry().map_err(Error::from)?;
     let (opened, name, url) = match (&args.target.file, args.target.name()) {
         (Some(path), _) => {
             let (opened, name) = store::open_path(global, path, &options)?;
             (opened, name, store::inherited())
         }
         (None, Some(name)) => {
-            let (opened, url) = store::open_with(global, &options)?;
+            let (opened, url) = store::open_within(global, &options, &mut retry)?;
             (opened, name.clone(), Some(url))
         }
         (None, None) => return Err(Failure::new(Exit::Usage, "neither NAME nor --file")),
     };
-    let (mut job, lost) = store::with_lock(&opened, &name, &args.taking, |_, held| {
+    let (mut job, lost) = store::with_lock(&opened, &name, &args.taking, &retry, |_, held| {
         let command = command(args, &held, &opened, url.as_ref());
         let lifeline = match opened.lifeline(held.lease().claim()) {
             Ok(file) => file.map(|file| Lifeline {

@@ -4,9 +4,11 @@ use std::env;
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
+use std::thread;
+use std::time::Instant;
 
 use verrou::blocking::{self, LockFactory};
-use verrou::{Error, Name, Store};
+use verrou::{Error, Name, Retry, Store};
 use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 
 use crate::arguments::{GlobalOptions, Taking};
@@ -86,6 +88,33 @@ pub(crate) fn open_with(
     }
 }
 
+/// Opens the store as [`open_with`] does, to acquire a lock within the time limit of `retry`. While its server does not
+/// answer, this tries again as `retry` says, and subtracts the time from the limit. Without a limit there is
+/// one attempt: at a wrong address, the command would never end.
+pub(crate) fn open_within(
+    global: &GlobalOptions,
+    options: &StoreOptions,
+    retry: &mut Retry,
+) -> Result<(AnyStore, StoreUrl), Failure> {
+    let Some(limit) = retry.longest() else {
+        return open_with(global, options);
+    };
+    let (began, mut attempts) = (Instant::now(), 0);
+    loop {
+        let opened = open_with(global, options);
+        attempts += 1;
+        let waited = began.elapsed();
+        match (opened, retry.pause(attempts, waited, 0)) {
+            (Ok(opened), _) => {
+                *retry = retry.clone().timeout(limit.saturating_sub(waited));
+                return Ok(opened);
+            }
+            (Err(failure), Some(pause)) if failure.is_temporary() => thread::sleep(pause),
+            (Err(failure), _) => return Err(failure),
+        }
+    }
+}
+
 /// Opens the store; returns `None` if its directory does not exist.
 pub(crate) fn open_existing(global: &GlobalOptions) -> Result<Option<AnyStore>, Failure> {
     let is_missing = url(global)?.directory().is_some_and(|directory| {
@@ -122,31 +151,34 @@ pub(crate) fn open_path(
     Ok((opened.store, opened.name))
 }
 
-/// Opens the store to acquire a lock with the options `taking`, for `command`.
+/// Opens the store to acquire a lock with the options `taking`, for `command`. Returns it with the retry policy that is
+/// left.
 pub(crate) fn open_to_take(
     global: &GlobalOptions,
     taking: &Taking,
     command: &str,
-) -> Result<AnyStore, Failure> {
+) -> Result<(AnyStore, Retry), Failure> {
     let mut options = options(global);
     options.label = Some(taking.described(command.as_ref()));
     options.zombies = taking.zombies();
-    open_with(global, &options).map(|(store, _)| store)
+    let mut retry = taking.retry().map_err(Error::from)?;
+    let (store, _) = open_within(global, &options, &mut retry)?;
+    Ok((store, retry))
 }
 
-/// Acquires the lock `name` with the options `taking`, and calls `work` with it.
+/// Acquires the lock `name` with the options `taking`, as `retry` says, and calls `work` with it.
 pub(crate) fn with_lock<T>(
     store: &AnyStore,
     name: &Name,
     taking: &Taking,
+    retry: &Retry,
     work: impl for<'a> FnOnce(&'a Lock<'a>, Guard<'a>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let retry = taking.retry().map_err(Error::from)?;
     nested::refuse(store, name).map_err(|failure| taking.not_acquired(failure))?;
     let announced = Announced(store);
     let lock = LockFactory::new(&announced, System).create_lock(name.as_str(), taking.ttl)?;
     let held = lock
-        .guard_with(&retry)
+        .guard_with(retry)
         .map_err(|err| not_acquired(err, store, taking))?;
     if let Some(before) = store.taken_over(held.lease().claim()) {
         say(&format!(

@@ -53,13 +53,22 @@ pub enum ServerError {
     },
 }
 
+impl ServerError {
+    /// Returns whether the same request may succeed later without an administrator's help.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Disconnected { .. } | Self::Timeout { .. } | Self::Unavailable { .. } => true,
+            Self::Refused { .. } | Self::Setup { .. } => false,
+        }
+    }
+}
+
 impl From<ServerError> for StoreError {
     fn from(err: ServerError) -> Self {
-        match err {
-            ServerError::Disconnected { .. }
-            | ServerError::Timeout { .. }
-            | ServerError::Unavailable { .. } => Self::temporary(err),
-            ServerError::Refused { .. } | ServerError::Setup { .. } => Self::permanent(err),
+        if err.is_temporary() {
+            Self::temporary(err)
+        } else {
+            Self::permanent(err)
         }
     }
 }
