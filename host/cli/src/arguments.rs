@@ -196,8 +196,9 @@ Exit codes: those of CMD, 128+n when signal n ended it; 75 not acquired in time 
 -E), 76 lost while CMD ran, 77 not the owner, 74 the store failed, 73 no store, 64 usage,
 126/127 CMD could not be started / was not found.";
 
-const SERVE_HELP: &str = "\
-Prints {\"protocol\":\"verrou serve\",\"version\":1} first, and then one line for each line of input.
+pub(crate) const SERVE_HELP: &str = "\
+Prints {\"protocol\":\"verrou serve\",\"version\":1} first, or an error if the store cannot be opened, and
+then one line for each line of input. It ignores SIGTERM, SIGINT and SIGHUP: it ends with its input.
 Requests, and their answers:
   {\"acquire\":{\"name\":\"x\",\"owner\":\"00112233445566778899aabbccddeeff\",\"ttl\":30000000000,
               \"ephemeral\":true}}
@@ -216,6 +217,12 @@ Requests, and their answers:
                     \"fences\":true,\"revives\":true}}
   {\"wait\":{\"name\":\"x\",\"at_most\":500000000}}
       {\"waited\":true}; {\"waited\":false} from a store that cannot wait
+  {\"notify\":{\"id\":1,\"claim\":{...}}}, with the members of `acquire`: joins the wait queue
+      {\"queued\":true}, and later a line {\"notified\":1} when an attempt may succeed
+  {\"queue\":{...}}, with the members of `acquire`: joins the wait queue without notifications
+      {\"queued\":true}; {\"queued\":false} from a store without a queue
+  {\"give_up\":{...}}, with those members: leaves the wait queue
+      {\"queued\":false}
   A request that fails, or an invalid one:
       {\"error\":{\"temporary\":false,\"message\":\"...\"}}
 

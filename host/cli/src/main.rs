@@ -29,6 +29,7 @@ mod job;
 mod job;
 mod run;
 mod fence;
+mod notifier;
 mod serve;
 
 use std::env;

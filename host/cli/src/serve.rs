@@ -1,7 +1,8 @@
 //! `verrou serve`: the operations of a store, one line of JSON each. `SERVE.md` specifies them.
 
 use std::collections::HashMap;
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, IsTerminal, Read};
+use std::thread;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,10 @@ use verrou_host::AnyStore;
 
 use crate::arguments::{GlobalOptions, Serve};
 use crate::exit::Exit;
+use crate::notifier::Notifier;
 use crate::output::{self, Failure};
+#[cfg(unix)]
+use crate::signals;
 use crate::store;
 
 /// The maximum length of a request in bytes, more than any valid request has.
@@ -24,29 +28,38 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Answers the requests on standard input, until its end.
 pub(crate) fn serve(global: &GlobalOptions, args: &Serve) -> Result<(), Failure> {
+    // A client that receives the same signal still needs its locks until it ends, and with it this process's input.
+    #[cfg(unix)]
+    if !io::stdin().is_terminal() {
+        signals::ignore_termination();
+    }
     // Each lease keeps a file open. This process starts no other process that would inherit the limit.
     raise_descriptor_limit();
     let mut options = store::options(global);
     options.label = Some(args.label.clone());
-    let (opened, _) = store::open_with(global, &options)?;
-    let mut input = io::stdin().lock();
-    let mut line = Vec::new();
-    let mut waiters = Waiters::new();
-    let mut has_reader = write_line(&Greeting::default())?;
-    while has_reader {
-        let answer = match read_line(&mut input, &mut line).map_err(|err| unread(&err))? {
-            Line::End => return Ok(()),
-            Line::TooLong => Answer::wrong(&format!("a request has at most {LONGEST} bytes")),
-            Line::Whole => match serde_json::from_slice(line.trim_ascii_end()) {
-                Ok(request) => answer(&opened, &mut waiters, request),
-                Err(why) => Answer::wrong(&format!(
-                    "invalid request: {why}; `verrou serve --help` lists the valid ones"
-                )),
-            },
-        };
-        has_reader = write_line(&answer)?;
-    }
-    Ok(())
+    let (opened, _) = store::open_with(global, &options).inspect_err(|failure| {
+        // The failure that the client gets is that of the store.
+        let _ = write_line(&Answer::Error(Trouble {
+            temporary: failure.is_temporary(),
+            message: failure.what().to_owned(),
+        }));
+    })?;
+    thread::scope(|scope| {
+        Session {
+            store: &opened,
+            waiters: HashMap::new(),
+            notifier: Notifier::new(scope, &opened),
+        }
+        .serve()
+    })
+}
+
+/// The state of a client's requests.
+struct Session<'scope, 'env> {
+    store: &'env AnyStore,
+    /// The waiters of the client's owners that are not notified, by name and owner.
+    waiters: HashMap<(Name, Owner), Box<dyn Waiter + 'env>>,
+    notifier: Notifier<'scope, 'env>,
 }
 
 /// Raises this process's soft limit of open files to the hard limit, by setrlimit(2).
@@ -95,6 +108,7 @@ enum Request {
     Abilities(NoMembers),
     Wait(Wait),
     Queue(Claimed),
+    Notify(Notify),
     GiveUp(Claimed),
 }
 
@@ -155,6 +169,14 @@ struct Wait {
     at_most: u64,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Notify {
+    /// The number that each notification has.
+    id: u64,
+    claim: Claimed,
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {
@@ -165,6 +187,8 @@ enum Answer {
     Abilities(Able),
     Waited(bool),
     Queued(bool),
+    /// No answer to a request, but a later line: the claim with this number may be granted.
+    Notified(u64),
     Error(Trouble),
 }
 
@@ -302,90 +326,119 @@ impl TryFrom<Claimed> for Claim {
     }
 }
 
-/// The waiters of the clients' owners, by name and owner.
-type Waiters<'s> = HashMap<(Name, Owner), Box<dyn Waiter + 's>>;
-
-fn answer<'s>(store: &'s AnyStore, waiters: &mut Waiters<'s>, request: Request) -> Answer {
-    perform(store, waiters, request).unwrap_or_else(|refusal| refusal)
-}
-
-/// Performs one operation. Errors are answers, too.
-fn perform<'s>(
-    store: &'s AnyStore,
-    waiters: &mut Waiters<'s>,
-    request: Request,
-) -> Result<Answer, Answer> {
-    Ok(match request {
-        Request::Acquire(claimed) => {
-            store.set_label(claimed.label.as_deref());
-            let claim: Claim = claimed.try_into()?;
-            let reply = store.acquire(&claim)?;
-            if reply.is_granted()
-                && let Some(waiter) = waiters.remove(&(claim.name, claim.owner))
-            {
-                waiter.granted();
-            }
-            reply.into()
+impl Session<'_, '_> {
+    /// Answers the requests on standard input, until its end.
+    fn serve(&mut self) -> Result<(), Failure> {
+        let mut input = io::stdin().lock();
+        let mut line = Vec::new();
+        let mut has_reader = write_line(&Greeting::default())?;
+        while has_reader {
+            let answer = match read_line(&mut input, &mut line).map_err(|err| unread(&err))? {
+                Line::End => return Ok(()),
+                Line::TooLong => Answer::wrong(&format!("a request has at most {LONGEST} bytes")),
+                Line::Whole => match serde_json::from_slice(line.trim_ascii_end()) {
+                    Ok(request) => self.perform(request).unwrap_or_else(|refusal| refusal),
+                    Err(why) => Answer::wrong(&format!(
+                        "invalid request: {why}; `verrou serve --help` lists the valid ones"
+                    )),
+                },
+            };
+            has_reader = write_line(&answer)?;
         }
-        Request::Extend(claimed) => store.extend(&claimed.try_into()?)?.into(),
-        Request::Renew(RenewalRequest {
-            name,
-            owner,
-            ttl,
-            ephemeral,
-            fencing_token,
-        }) => {
-            let claimed = Claimed {
+        Ok(())
+    }
+
+    /// Performs one operation. Errors are answers, too.
+    fn perform(&mut self, request: Request) -> Result<Answer, Answer> {
+        Ok(match request {
+            Request::Acquire(claimed) => {
+                self.store.set_label(claimed.label.as_deref());
+                let claim: Claim = claimed.try_into()?;
+                let reply = self.store.acquire(&claim)?;
+                self.notifier.attempted(&claim, reply.is_granted());
+                if reply.is_granted()
+                    && let Some(waiter) = self.waiters.remove(&(claim.name, claim.owner))
+                {
+                    waiter.granted();
+                }
+                reply.into()
+            }
+            Request::Extend(claimed) => self.store.extend(&claimed.try_into()?)?.into(),
+            Request::Renew(RenewalRequest {
                 name,
                 owner,
                 ttl,
                 ephemeral,
-                label: None,
-            };
-            let fence = granted_fence("fencing_token", fencing_token)?;
-            store.renew(&claimed.try_into()?, fence)?.into()
-        }
-        Request::Release(claimed) => store.release(&claimed.try_into()?)?.into(),
-        Request::Detach(claimed) => store.detach(&claimed.try_into()?)?.into(),
-        Request::Evict(Eviction { name: text, only }) => {
-            let only = granted_fence("only", only)?;
-            store.force_release(&name(&text)?, only)?.into()
-        }
-        Request::Inspect(Inspection { name: text, owner }) => match owner {
-            None => store.holders(&name(&text)?)?.pop().into(),
-            Some(owner) => inspected_for(store, &name(&text)?, &owner)?,
-        },
-        Request::Abilities(NoMembers {}) => store.capabilities().into(),
-        Request::Wait(Wait {
-            name: text,
-            at_most,
-        }) => {
-            let at_most = Duration::from_nanos(at_most).min(LONGEST_WAIT);
-            let name = name(&text)?;
-            // A store that is not polled notifies waiters only.
-            let waiter = waiters.iter_mut().find(|((queued, _), _)| *queued == name);
-            match waiter {
-                Some((_, waiter)) if !waiter.notifies() => waiter.wait(at_most),
-                _ => store.wait_until_free(&name, at_most),
+                fencing_token,
+            }) => {
+                let claimed = Claimed {
+                    name,
+                    owner,
+                    ttl,
+                    ephemeral,
+                    label: None,
+                };
+                let fence = granted_fence("fencing_token", fencing_token)?;
+                self.store.renew(&claimed.try_into()?, fence)?.into()
             }
-            Answer::Waited(true)
-        }
-        Request::Queue(claimed) => {
-            let claim: Claim = claimed.try_into()?;
-            let Some(waiter) = store.waiter(&claim) else {
-                return Ok(Answer::Queued(false));
-            };
-            // The first wait makes the ticket.
-            let waiter = waiters.entry((claim.name, claim.owner)).or_insert(waiter);
-            waiter.wait(Duration::ZERO);
-            Answer::Queued(true)
-        }
-        Request::GiveUp(claimed) => {
-            let claim: Claim = claimed.try_into()?;
-            waiters.remove(&(claim.name, claim.owner));
-            Answer::Queued(false)
-        }
-    })
+            Request::Release(claimed) => self.store.release(&claimed.try_into()?)?.into(),
+            Request::Detach(claimed) => self.store.detach(&claimed.try_into()?)?.into(),
+            Request::Evict(Eviction { name: text, only }) => {
+                let only = granted_fence("only", only)?;
+                self.store.force_release(&name(&text)?, only)?.into()
+            }
+            Request::Inspect(Inspection { name: text, owner }) => match owner {
+                None => self.store.holders(&name(&text)?)?.pop().into(),
+                Some(owner) => inspected_for(self.store, &name(&text)?, &owner)?,
+            },
+            Request::Abilities(NoMembers {}) => self.store.capabilities().into(),
+            Request::Wait(Wait {
+                name: text,
+                at_most,
+            }) => {
+                let at_most = Duration::from_nanos(at_most).min(LONGEST_WAIT);
+                let name = name(&text)?;
+                // A store that is not polled notifies waiters only.
+                let waiter = self
+                    .waiters
+                    .iter_mut()
+                    .find(|((queued, _), _)| *queued == name);
+                match waiter {
+                    Some((_, waiter)) if !waiter.notifies() => waiter.wait(at_most),
+                    _ => self.store.wait_until_free(&name, at_most),
+                }
+                Answer::Waited(true)
+            }
+            Request::Queue(claimed) => {
+                let claim: Claim = claimed.try_into()?;
+                let Some(waiter) = self.store.waiter(&claim) else {
+                    return Ok(Answer::Queued(false));
+                };
+                // The first wait makes the ticket.
+                let waiter = self
+                    .waiters
+                    .entry((claim.name, claim.owner))
+                    .or_insert(waiter);
+                waiter.wait(Duration::ZERO);
+                Answer::Queued(true)
+            }
+            Request::Notify(Notify { id, claim }) => {
+                let claim: Claim = claim.try_into()?;
+                let notify = move || {
+                    // The end of the client is detected by the next answer.
+                    let _ = write_line(&Answer::Notified(id));
+                };
+                let is_queued = self.notifier.add(&claim, notify);
+                Answer::Queued(is_queued.map_err(StoreError::temporary)?)
+            }
+            Request::GiveUp(claimed) => {
+                let claim: Claim = claimed.try_into()?;
+                self.notifier.remove(&claim);
+                self.waiters.remove(&(claim.name, claim.owner));
+                Answer::Queued(false)
+            }
+        })
+    }
 }
 
 /// Answers an inspection for `owner`, which the answer does not name.
@@ -498,6 +551,20 @@ mod tests {
         }
         fn capabilities(&self) -> Capabilities {
             Capabilities::default()
+        }
+    }
+
+    #[test]
+    fn help_and_page_have_every_operation() {
+        let unknown = serde_json::from_str::<Request>(r#"{"unknown":{}}"#).map(drop);
+        let why = unknown.unwrap_err().to_string();
+        let (_, operations) = why.split_once("expected one of ").expect("the operations");
+        let (operations, _) = operations.rsplit_once('`').expect("the last operation");
+        for operation in operations.split("`, `").map(|it| it.trim_matches('`')) {
+            let request = format!("{{\"{operation}\":");
+            for text in [crate::arguments::SERVE_HELP, include_str!("../SERVE.md")] {
+                assert!(text.contains(&request), "{operation}");
+            }
         }
     }
 

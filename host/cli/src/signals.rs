@@ -73,6 +73,13 @@ pub(crate) fn end_by_signals() {
     while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
 }
 
+/// Makes this process ignore the signals that a terminal or a service manager sends to a whole group of processes.
+pub(crate) fn ignore_termination() {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        disposition::ignore(signal);
+    }
+}
+
 impl Signals {
     /// Installs handlers for the end of children, and for the stop signals, which must not stop this
     /// process alone. All other signals keep their default action, or stay ignored.

@@ -3,9 +3,10 @@
 
 mod common;
 
+use std::collections::VecDeque;
 use std::fmt::Display;
 use std::fs::{DirBuilder, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use common::{
     KINDS, Started, TestDir, code, done, ends_with, eventually, prefixed, stderr, stdout, switches,
 };
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 const ONE: &str = "00112233445566778899aabbccddeeff";
@@ -25,6 +26,8 @@ struct Served {
     child: Child,
     requests: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
+    /// The notifications that were read before an answer.
+    notified: VecDeque<Value>,
 }
 
 /// The first fence of a store whose counter [`count_from_first`] has set.
@@ -55,6 +58,7 @@ impl Served {
             child,
             requests,
             answers,
+            notified: VecDeque::new(),
         };
         let greeting = json!({ "protocol": "verrou serve", "version": 1 });
         assert_eq!(served.read(), greeting);
@@ -78,7 +82,18 @@ impl Served {
 
     fn ask(&mut self, request: impl Display) -> Value {
         self.write(format!("{request}\n"));
-        self.read()
+        loop {
+            let answer = self.read();
+            if answer.get("notified").is_none() {
+                return answer;
+            }
+            self.notified.push_back(answer);
+        }
+    }
+
+    /// Returns the next notification.
+    fn notification(&mut self) -> Value {
+        self.notified.pop_front().unwrap_or_else(|| self.read())
     }
 
     /// Requests an operation with a claim on `x`.
@@ -104,9 +119,10 @@ impl Served {
     /// Closes its input, and waits for its end.
     fn end(mut self) {
         drop(self.requests.take());
-        let mut rest = String::new();
-        self.answers.read_line(&mut rest).unwrap();
-        assert_eq!(rest, "");
+        for line in self.answers.by_ref().lines() {
+            let line = line.unwrap();
+            assert!(line.starts_with("{\"notified\":"), "{line}");
+        }
         assert_eq!(self.child.wait().unwrap().code(), Some(0));
     }
 }
@@ -553,20 +569,138 @@ fn commands_see_the_locks_of_serve() {
 }
 
 #[test]
-fn store_that_cannot_be_opened_ends_serve_without_a_greeting() {
+fn store_that_cannot_be_opened_is_the_error_in_place_of_the_greeting() {
     let dir = TestDir::new("lease");
     for (store, exit, said) in [
-        ("memory:", 64, "E_INVALID_STORE"),
         ("lease:/proc/nothing", 73, "/proc/nothing"),
+        ("file:/proc/nothing", 73, "/proc/nothing"),
     ] {
         let output = done(&mut dir.verrou(["serve", "--store", store]));
-        assert_eq!(
-            (code(&output), stdout(&output)),
-            (exit, ""),
-            "{}",
-            stderr(&output)
-        );
+        assert_eq!(code(&output), exit, "{}", stderr(&output));
+        let answer: Value = serde_json::from_str(stdout(&output)).expect("one line of JSON");
+        assert_eq!(answer["error"]["temporary"], false, "{answer}");
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(stderr(&output).contains(message), "{}", stderr(&output));
         assert!(stderr(&output).contains(said), "{}", stderr(&output));
+    }
+}
+
+/// A service manager sends SIGTERM, and a closed terminal SIGHUP, to all processes of a service: the client still
+/// needs its locks until it ends itself.
+#[test]
+fn serve_outlives_the_signals_that_its_client_gets_too() {
+    let dir = TestDir::new("lease");
+    let mut served = Served::new(&dir);
+    assert!(is_granted(&served.operate("acquire", ONE, MINUTE)));
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        kill_process(served.pid(), signal).unwrap();
+        assert!(is_granted(&served.operate("extend", ONE, MINUTE)));
+    }
+    served.end();
+}
+
+/// Returns a request to be notified with the number `id` when `owner` may acquire `name`.
+fn notify(id: u64, name: &str, owner: &str) -> Value {
+    let claim = json!({ "name": name, "owner": owner, "ttl": MINUTE, "ephemeral": true });
+    json!({ "notify": { "id": id, "claim": claim } })
+}
+
+fn acquire(name: &str, owner: &str) -> Value {
+    let claim = json!({ "name": name, "owner": owner, "ttl": MINUTE, "ephemeral": true });
+    json!({ "acquire": claim })
+}
+
+/// Acquires the lock `name(id)` for `owner` when it is notified of that. A wait may end without a reason: then the
+/// attempt is refused.
+fn acquire_when_notified(served: &mut Served, id: u64, name: impl Fn(u64) -> String, owner: &str) {
+    let began = Instant::now();
+    loop {
+        assert!(began.elapsed() < Duration::from_secs(30), "it is granted");
+        let notified = served.notification()["notified"].as_u64().unwrap();
+        if is_granted(&served.ask(acquire(&name(notified), owner))) {
+            assert_eq!(notified, id);
+            return;
+        }
+    }
+}
+
+#[test]
+fn many_waits_of_one_client_are_notified_while_it_does_other_things() {
+    const NAMES: u64 = 20;
+
+    for kind in KINDS {
+        let dir = TestDir::new(kind);
+        let (mut holder, mut served) = (Served::new(&dir), Served::new(&dir));
+        let name = |id: u64| format!("lock {id}");
+        for id in 0..NAMES {
+            assert!(is_granted(&holder.ask(acquire(&name(id), ONE))));
+            assert!(!is_granted(&served.ask(acquire(&name(id), TWO))));
+            let queued = served.ask(notify(id, &name(id), TWO));
+            assert_eq!(queued, json!({ "queued": true }), "{kind}");
+        }
+        // Other requests are answered meanwhile, and the head waiters are notified in the order of the releases.
+        assert_eq!(served.holder(), Value::Null);
+        for id in (0..NAMES).rev() {
+            let claim = json!({ "name": name(id), "owner": ONE, "ttl": MINUTE, "ephemeral": true });
+            assert!(is_granted(&holder.ask(json!({ "release": claim }))));
+            acquire_when_notified(&mut served, id, name, TWO);
+        }
+        served.end();
+        holder.end();
+    }
+}
+
+#[test]
+fn notified_waiters_of_several_clients_are_served_in_order() {
+    for kind in KINDS {
+        let dir = TestDir::new(kind);
+        let mut holder = Served::new(&dir);
+        assert!(is_granted(&holder.operate("acquire", ONE, MINUTE)));
+        let owners = [0xa, 0xb, 0xc].map(|digit: u128| format!("{digit:032x}"));
+        let mut clients = owners.map(|owner| {
+            let mut client = Served::new(&dir);
+            assert!(!is_granted(&client.operate("acquire", &owner, MINUTE)));
+            assert_eq!(
+                client.ask(notify(7, "x", &owner)),
+                json!({ "queued": true })
+            );
+            (client, owner)
+        });
+        // The second one leaves the queue, and so no lock is reserved for it.
+        let (second, owner) = &mut clients[1];
+        let left = second.operate("give_up", owner, MINUTE);
+        assert_eq!(left, json!({ "queued": false }));
+        assert!(is_granted(&holder.operate("release", ONE, MINUTE)));
+        assert!(
+            !is_granted(&holder.operate("acquire", ONE, MINUTE)),
+            "{kind}"
+        );
+        for waiter in [0, 2] {
+            let (client, owner) = &mut clients[waiter];
+            acquire_when_notified(client, 7, |_| "x".to_owned(), owner);
+            assert!(is_granted(&client.operate("release", owner, MINUTE)));
+        }
+        assert!(
+            is_granted(&holder.operate("acquire", ONE, MINUTE)),
+            "{kind}"
+        );
+    }
+}
+
+/// A killed client closes its pipe: its waiters leave the queue.
+#[test]
+fn end_of_the_input_ends_all_waits() {
+    for kind in KINDS {
+        let dir = TestDir::new(kind);
+        let (mut holder, mut served) = (Served::new(&dir), Served::new(&dir));
+        assert!(is_granted(&holder.operate("acquire", ONE, MINUTE)));
+        assert_eq!(served.ask(notify(1, "x", TWO)), json!({ "queued": true }));
+        served.end();
+        assert!(is_granted(&holder.operate("release", ONE, MINUTE)));
+        assert!(
+            is_granted(&holder.operate("acquire", ONE, MINUTE)),
+            "{kind}"
+        );
     }
 }
 

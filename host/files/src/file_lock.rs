@@ -13,8 +13,8 @@ use std::{fmt, io};
 
 use grants::Slot;
 use verrou::{
-    Acquired, Capabilities, Claim, Clock, Fence, Holder, LossWatch, Name, Owner, Renewed, Store,
-    StoreError, Waiter,
+    Acquired, AsyncWaiter, Capabilities, Claim, Clock, Fence, Holder, LossWatch, Name, Owner,
+    Renewed, Store, StoreError, Waiter,
 };
 use verrou_machine::process::{self, PerProcess};
 use verrou_machine::sync::Mutex;
@@ -293,6 +293,10 @@ impl HostStore for FileLockStore {
     /// The caller does not join the wait queue.
     fn wait_until_free(&self, name: &Name, at_most: Duration) {
         let _ = self.watch_open(name, at_most);
+    }
+
+    fn async_waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+        Some(Box::new(self.queue_waiter(claim)))
     }
 
     fn set_label(&self, label: Option<&str>) {

@@ -20,8 +20,8 @@ use grants::{Expired, GRANTS, LeaseGrant};
 use locked_file::{LeaseFile, RecordState};
 use record_access::Which;
 use verrou::{
-    Acquired, Capabilities, Claim, Clock, Fence, Holder, LossWatch, Name, Renewed, Store,
-    StoreError, Waiter,
+    Acquired, AsyncWaiter, Capabilities, Claim, Clock, Fence, Holder, LossWatch, Name, Renewed,
+    Store, StoreError, Waiter,
 };
 use verrou_machine::process::PerProcess;
 use verrou_machine::sync::Mutex;
@@ -180,6 +180,10 @@ impl HostStore for LeaseFileStore {
             .watch_changes(&self.base.directory, name, at_most, || {
                 !matches!(self.holder(name), Ok(Some(_)))
             });
+    }
+
+    fn async_waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+        Some(Box::new(self.queue_waiter(claim)))
     }
 
     fn set_label(&self, label: Option<&str>) {

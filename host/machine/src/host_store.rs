@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use verrou::{Claim, Holder, Name, Store, StoreError};
+use verrou::{AsyncWaiter, Claim, Holder, Name, Store, StoreError};
 
 /// A held name and its holder, or the error for one lock whose state cannot be determined.
 pub type Listed = Result<(Name, Holder), StoreError>;
@@ -40,6 +40,14 @@ pub trait HostStore: Store {
             let pause = INTERVAL.min(left).min(holder.remaining.unwrap_or(INTERVAL));
             thread::sleep(pause.max(Duration::from_millis(1)));
         }
+    }
+
+    /// Returns a waiter of `claim` for a program that waits for several claims in one thread; see
+    /// [`Store::waiter`]. Its wait ends when the claim may be granted, or after the time limit, and needs no executor of a
+    /// particular library. Returns `None` when the store has no wait queue, which is the default.
+    fn async_waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+        let _ = claim;
+        None
     }
 
     /// Records `label` as the label of this process in grants from now on; `None` restores the label with

@@ -1,11 +1,13 @@
 //! A blocking store on a server: a separate thread serves its connections.
 
+use std::future::poll_fn;
 #[cfg(unix)]
 use std::io::{Read, Write};
 #[cfg(unix)]
 use std::os::fd::{AsFd, BorrowedFd};
 #[cfg(unix)]
 use std::os::unix::net::UnixStream;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
@@ -15,8 +17,8 @@ use tokio::runtime::{self, Handle};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use verrou::{
-    Acquired, Capabilities, Claim, Fence, Holder, LossWatch, Name, Renewed, Store, StoreError,
-    Waiter,
+    Acquired, AsyncWaiter, Capabilities, Claim, Fence, Holder, LossWatch, Name, Renewed, Store,
+    StoreError, Waiter, async_trait,
 };
 #[cfg(unix)]
 use verrou_machine::LossSignal;
@@ -146,6 +148,16 @@ impl HostStore for BlockingServerStore {
         self.operation(|store| async move { store.list().await })
     }
 
+    fn async_waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+        let is_usable = self.process == process::this();
+        is_usable.then(|| {
+            Box::new(WaiterInRuntime {
+                waiter: self.store.queue_waiter(claim),
+                runtime: self.runtime.handle.clone(),
+            }) as Box<dyn AsyncWaiter>
+        })
+    }
+
     #[cfg(unix)]
     fn loss_signal<'s>(&'s self, claim: &Claim) -> io::Result<Box<dyn LossSignal + 's>> {
         let (receiver, sender) = UnixStream::pair()?;
@@ -223,6 +235,34 @@ impl Drop for BlockingWaiter<'_> {
                 Ok(())
             });
         }
+    }
+}
+
+/// A waiter whose futures need the runtime of the store, and are polled elsewhere.
+struct WaiterInRuntime {
+    waiter: Box<dyn ServerWaiter>,
+    runtime: Handle,
+}
+
+#[async_trait]
+impl AsyncWaiter for WaiterInRuntime {
+    async fn wait(&mut self, at_most: Duration) {
+        let runtime = self.runtime.clone();
+        let mut waiting = pin!(async {
+            if self.waiter.wait(at_most).await.is_err() {
+                // The next operation returns the error.
+                tokio::time::sleep(at_most).await;
+            }
+        });
+        poll_fn(|context| {
+            let _entered = runtime.enter();
+            waiting.as_mut().poll(context)
+        })
+        .await;
+    }
+
+    fn granted(mut self: Box<Self>) {
+        self.waiter.granted();
     }
 }
 

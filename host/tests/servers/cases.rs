@@ -1,7 +1,7 @@
 //! The tests of every engine, in addition to the conformance suite.
 
 use std::collections::HashSet;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use std::{env, iter, mem};
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 use verrou::blocking::LockFactory;
 pub(crate) use verrou::conformance::waited;
 use verrou::{Acquired, Claim, Error, Fence, Loss, Name, Owner, RunError, Store, StoreError, Ttl};
@@ -68,7 +69,9 @@ macro_rules! tests_of_every_engine {
             thousand_waiters_share_few_connections,
             force_release_notifies_holder,
             server_of_another_kind_is_refused,
-            command_works_with_server_store
+            command_works_with_server_store,
+            command_waits_for_server,
+            serve_notifies_waiters
         );
     };
     ($kind:expr; $($case:ident),*) => {
@@ -639,7 +642,7 @@ pub(crate) fn server_of_another_kind_is_refused(kind: &impl Kind) {
     thread::spawn(move || {
         for mut client in listener.incoming().flatten() {
             let _ = client.read(&mut [0; 1024]);
-            let _ = std::io::Write::write_all(&mut client, b"HTTP/1.1 400 Bad Request\r\n\r\n");
+            let _ = client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
         }
     });
     let said = refused(&kind.url(port, "wrong"));
@@ -682,7 +685,7 @@ pub(crate) fn recorded(
             while let Ok(length @ 1..) = client.read(&mut bytes) {
                 all.extend_from_slice(&bytes[..length]);
                 record.lock().unwrap().extend_from_slice(&bytes[..length]);
-                if std::io::Write::write_all(&mut client, &answer(&all)).is_err() {
+                if client.write_all(&answer(&all)).is_err() {
                     break;
                 }
             }
@@ -793,6 +796,87 @@ pub(crate) fn command_works_with_server_store(kind: &impl Kind) {
         "{}",
         said(&unreachable)
     );
+}
+
+/// With a time limit, the command waits for a server that does not answer yet; `serve` reports that an attempt may
+/// succeed later.
+pub(crate) fn command_waits_for_server(kind: &impl Kind) {
+    let mut server = kind.start();
+    let url = kind.url(server.port, "late");
+    server.kill();
+    let output = ended(verrou(&url, &["serve"]));
+    assert_eq!(output.status.code(), Some(73), "{output:?}");
+    let answer: Value = serde_json::from_slice(&output.stdout).expect("one line of JSON");
+    assert_eq!(answer["error"]["temporary"], true, "{answer}");
+
+    let mut run = verrou(&url, &["run", "lock", "--wait", "60s", "--", "true"]);
+    let mut running = run.spawn().expect("it can be run");
+    assert!(running.try_wait().expect("it can be asked").is_none());
+    server.restart();
+    assert!(running.wait().expect("it ends").success());
+}
+
+/// One process of `verrou serve` waits for many locks, and is notified of each.
+pub(crate) fn serve_notifies_waiters(kind: &impl Kind) {
+    const NAMES: u8 = 20;
+
+    let server = kind.start();
+    let url = kind.url(server.port, "served");
+    let store = open(&url);
+    let claims = |owner| {
+        (0..NAMES).map(move |number| {
+            let name = Name::new(&format!("lock {number}")).expect("a name");
+            Claim::new(name, Owner::from_bytes([owner; 16]), Ttl::NEVER)
+        })
+    };
+    for claim in claims(1) {
+        granted(store.acquire(&claim));
+    }
+    let mut serve = verrou(&url, &["serve"]);
+    let serve = serve.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut serving = serve.spawn().expect("it can be run");
+    let mut requests = serving.stdin.take().expect("it is piped");
+    let mut lines = BufReader::new(serving.stdout.take().expect("it is piped")).lines();
+    let mut read = || -> Value {
+        let line = lines.next().expect("it does not end").expect("to read");
+        serde_json::from_str(&line).expect("JSON")
+    };
+    assert_eq!(read()["protocol"], "verrou serve");
+    let claimed = |claim: &Claim| json!({ "name": claim.name.as_str(), "owner": claim.owner.to_string(), "ttl": null, "ephemeral": true });
+    for (id, claim) in claims(2).enumerate() {
+        let claim = claimed(&claim);
+        let request = json!({ "notify": { "id": id, "claim": claim } });
+        writeln!(requests, "{request}").expect("to write");
+    }
+    let mut answers = Vec::new();
+    while answers.len() < usize::from(NAMES) {
+        let line = read();
+        assert!(line.get("notified").is_none(), "no lock is free: {line}");
+        answers.push(line);
+    }
+    assert!(
+        answers.iter().all(|line| line["queued"] == true),
+        "{answers:?}"
+    );
+    let own: Vec<_> = claims(2).collect();
+    for (id, claim) in claims(1).enumerate() {
+        // The ticket may follow the answer.
+        done(store.release(&claim));
+        let granted = loop {
+            let line = read();
+            if let Some(id) = line["notified"].as_u64() {
+                let claim = claimed(&own[usize::try_from(id).expect("small")]);
+                writeln!(requests, "{}", json!({ "acquire": claim })).expect("to write");
+            } else if line.get("granted").is_some() {
+                break line;
+            }
+        };
+        let holder = store.holders(&claim.name).expect("an answer").pop();
+        let fence = holder.and_then(|holder| holder.fence).map(Fence::get);
+        assert_eq!(granted["granted"].as_u64(), fence, "lock {id}");
+    }
+    drop(requests);
+    assert!(serving.wait().expect("it ends").success());
 }
 
 /// The environment of the command that runs under a lock does not contain the password of `url`, `s3cret`.
