@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use verrou::{StoreError, Timestamp};
 use wasmtime::component::{Resource, ResourceTable};
+use wasmtime::error::Context as _;
 use wasmtime::{
     Config, Enabled, Engine, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig,
     ResourceLimiter, UpdateDeadline,
@@ -84,7 +85,7 @@ impl Limits {
     ///
     /// # Errors
     ///
-    /// Returns wasmtime's error, such as that there are not enough addresses for the pool.
+    /// Returns wasmtime's error; that there are not enough addresses for the pool names the way out.
     pub fn engine(&self) -> wasmtime::Result<Engine> {
         let mut config = Config::new();
         config.epoch_interruption(true);
@@ -108,7 +109,17 @@ impl Limits {
                 .pagemap_scan(Enabled::Auto);
             config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         }
-        Engine::new(&config)
+        let engine = Engine::new(&config);
+        match self.pool {
+            Some(instances) => engine.with_context(|| {
+                format!(
+                    "a pool of {instances} instances needs {} GiB of addresses, more than this process can have: set \
+                     a smaller `Limits::pool`, or none",
+                    u64::from(instances) * 4 * u64::from(Self::MODULES)
+                )
+            }),
+            None => engine,
+        }
     }
 
     /// Creates the wasmtime store for an instance of a component that imports `store`, and the clock and
@@ -447,5 +458,14 @@ mod tests {
             };
             assert!(!err.is_temporary());
         }
+    }
+
+    #[test]
+    fn pool_without_enough_addresses_is_an_error_with_advice() {
+        let err = Limits::default().pool(4_000).engine().unwrap_err();
+        let message = format!("{err:#}");
+        assert!(message.contains("a pool of 4000 instances"), "{message}");
+        assert!(message.contains("256000 GiB"), "{message}");
+        assert!(message.contains("a smaller `Limits::pool`"), "{message}");
     }
 }
