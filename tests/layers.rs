@@ -12,8 +12,9 @@ const WORLD: [&str; 6] = ["env", "fs", "net", "process", "thread", "time"];
 const CORE: &str = "src/lib.rs";
 
 /// The roots of the crates whose modules are layered.
-const ROOTS: [&str; 7] = [
+const ROOTS: [&str; 8] = [
     CORE,
+    "host/hard-links/src/lib.rs",
     "host/machine/src/lib.rs",
     "host/files/src/lib.rs",
     "host/servers/src/lib.rs",

@@ -1,7 +1,7 @@
 //! Hosts and stores for [`verrou`]: this machine's clock, and lock stores in files and on servers.
 //!
 //! [`System`] implements a lock's host with this machine's clock, sleep and randomness.
-//! [`LeaseFileStore`] and [`FileLockStore`] exclude processes of one machine from each other;
+//! [`LeaseFileStore`], [`FileLockStore`] and [`HardLinkStore`] exclude processes of one machine from each other;
 //! [`AnyStore`] is a store of any kind, as a [`StoreUrl`] specifies. [`FenceGate`] protects the resource
 //! that a lock guards: it rejects the writes of processes that have lost the lock. `FORMAT.md` of `verrou-files`
 //! specifies the files byte by byte.
@@ -27,7 +27,7 @@ pub use open_locks::{OpenLocks, OpenLocksError};
 pub use store_url::{InvalidStoreUrl, LocalUrl, StorePath, StoreUrl};
 pub use verrou_files::{
     BareLockStore, Checked, Corruption, FenceError, FenceGate, FileError, FileLockStore,
-    LeaseFileStore, OpenError,
+    HardLinkStore, LeaseFileStore, OpenError,
 };
 #[cfg(feature = "tokio")]
 pub use verrou_machine::Tokio;

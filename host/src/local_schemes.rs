@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use verrou::AsyncStore;
-use verrou_files::{FileLockStore, LeaseFileStore, OpenError};
+use verrou::nonblocking::Inline;
+use verrou_files::{FileLockStore, HardLinkStore, LeaseFileStore, OpenError};
 use verrou_machine::{HostStore, StoreOptions};
 
 /// Opens a store at a path.
@@ -35,6 +36,12 @@ pub(crate) static LOCAL_SCHEMES: &[LocalScheme] = &[
         is_directory: true,
         open: |path, options| Ok(Box::new(FileLockStore::open(path, options)?)),
         open_async: |path, options| Ok(Arc::new(FileLockStore::open(path, options)?)),
+    },
+    LocalScheme {
+        name: "wasi",
+        is_directory: true,
+        open: |path, options| Ok(Box::new(HardLinkStore::open(path, options)?)),
+        open_async: |path, options| Ok(Arc::new(Inline(HardLinkStore::open(path, options)?))),
     },
 ];
 

@@ -12,9 +12,9 @@ use verrou_servers::{Engine, InvalidServerUrl, password_range};
 
 use crate::local_schemes::{LOCAL_SCHEMES, LocalScheme};
 
-/// The location of a store as one line of text: `lease:DIR` or `file:DIR`, or, with the features for
+/// The location of a store as one line of text: `lease:DIR`, `file:DIR` or `wasi:DIR`, or, with the features for
 /// them, `redis://HOST`, `postgres://HOST/DATABASE` or `etcd://HOST`. A directory that is shared with a
-/// group is `lease:DIR?group=G` or `file:DIR?group=G`.
+/// group is `lease:DIR?group=G`, and so on.
 ///
 /// A directory need not be Unicode: an [`OsStr`] is parsed, and an [`OsString`] returned, without loss.
 /// The text form is lossy.

@@ -36,11 +36,12 @@ Stores (--store or VERROU_STORE):
   lease:DIR  leases in files: they end by their ttl, and when their processes have ended;
              they can be transferred to other processes
   file:DIR   the kernel's locks (flock) on files: they end when their processes have ended
+  wasi:DIR   leases as hard links, which WebAssembly programs use, too: they end by their ttl
   redis://HOST, postgres://HOST/DATABASE, etcd://HOST
              leases on a server, for the processes of many machines, if this program is built with
              the feature for it; they end by their ttl. All users who can list processes can read
              a password in a URL: put it into VERROU_STORE, or add ?password-file=FILE
-  lease:DIR?group=G, file:DIR?group=G
+  lease:DIR?group=G, file:DIR?group=G, wasi:DIR?group=G
              shared with the members of a group, as with --group
   The default is lease:$XDG_STATE_HOME/verrou, for root lease:/var/lib/verrou, else
   lease:~/.local/state/verrou.
@@ -77,7 +78,7 @@ pub(crate) struct Arguments {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct GlobalOptions {
-    /// The store: `lease:DIR`, `file:DIR`, or a server; without it, VERROU_STORE
+    /// The store: `lease:DIR`, `file:DIR`, `wasi:DIR`, or a server; without it, VERROU_STORE
     #[arg(long, global = true, value_name = "URL", value_parser = OsStringValueParser::new().try_map(store))]
     pub(crate) store: Option<StoreUrl>,
     /// Shares the store with all members of GROUP, a name or number, as `lease:DIR?group=GROUP` does

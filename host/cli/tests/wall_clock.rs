@@ -133,3 +133,31 @@ fn detached_lease_ends_by_its_ttl_while_the_wall_clock_is_stepped() {
         }
     }
 }
+
+/// A `wasi:` store has no clock but the wall clock. The allowance is that of its file `store`.
+#[test]
+fn lease_by_the_wall_clock_is_safe_from_clocks_that_differ_by_no_more_than_the_allowance() {
+    let Some(clock) = SteppedClock::new("wasi") else {
+        return;
+    };
+    let allow = |hours: i64| {
+        let millis = hours * HOUR * 1000;
+        let text = format!("verrou hard links 1\nskew-milliseconds {millis}\n");
+        fs::write(clock.0.path("locks/store"), text).unwrap();
+    };
+    let ttl = ["acquire", "k", "--ttl", "1h"];
+    let serialized = clock.verrou(&ttl, 0);
+    clock.step(HOUR + 60);
+    allow(2);
+    clock.verrou(&["run", "k", "--no-wait", "--", "true"], 75);
+    // A clock that is behind lets the lease last longer.
+    clock.step(-HOUR);
+    clock.verrou(&["run", "k", "--no-wait", "--", "true"], 75);
+    clock.step(HOUR + 60);
+    allow(0);
+    clock.verrou(&["run", "k", "--no-wait", "--", "true"], 0);
+    clock.step(0);
+    let mut release = clock.shown_to(clock.0.verrou(["release"]));
+    release.env("VERROU_LOCK", serialized.trim());
+    assert_eq!(code(&common::done(&mut release)), 77);
+}

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use data_encoding::BASE32_NOPAD;
-use sha2::{Digest, Sha256};
 use verrou::{Claim, Holder, Name, Process, StoreError};
+use verrou_hard_links::file_stem;
 use verrou_machine::process::{self, PerProcess};
 use verrou_machine::sync::Mutex;
 use verrou_machine::{Listed, StoreOptions};
@@ -391,24 +390,6 @@ fn files(directory: &OpenDirectory, kind: Kind) -> Result<Vec<PathBuf>, FileErro
 }
 
 /// Returns the file name of the lock `name`.
-///
-/// It contains the beginning of the lock's name, for people, and enough of the name's SHA-256 that no two
-/// names share a file. So it is valid for any name, whatever a file system's rules for length, case and
-/// Unicode.
 pub(crate) fn file_name(kind: Kind, name: &Name) -> String {
-    const READABLE: usize = 40;
-    const HASHED: usize = 26; // 130 bits
-
-    let keep = |char: char| {
-        if char.is_ascii_alphanumeric() {
-            char.to_ascii_lowercase()
-        } else {
-            '_'
-        }
-    };
-    let readable: String = name.as_str().chars().take(READABLE).map(keep).collect();
-    let hash = BASE32_NOPAD
-        .encode(&Sha256::digest(name.as_str()))
-        .to_ascii_lowercase();
-    format!("{readable}.{}.{}", &hash[..HASHED], kind.extension())
+    format!("{}.{}", file_stem(name), kind.extension())
 }

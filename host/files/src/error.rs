@@ -84,6 +84,42 @@ pub enum FileError {
         /// The file's path.
         path: PathBuf,
     },
+    /// A file of a [`HardLinkStore`](crate::HardLinkStore) is not what the store wrote. A lock with such a file is
+    /// never taken for a free one.
+    #[error("{}: {corruption}", path.display())]
+    State {
+        /// The file's path.
+        path: PathBuf,
+        /// The kind of corruption, and the way out.
+        corruption: verrou_hard_links::Corruption,
+    },
+    /// The file system has no hard links, or none that fail where a file exists.
+    #[error(
+        "{}: this file system has no hard links, by which a `wasi:` store excludes other processes; choose \
+         another directory, or use a `lease:` store",
+        path.display()
+    )]
+    NoHardLinks {
+        /// The path of the directory.
+        path: PathBuf,
+    },
+    /// A lock of a [`HardLinkStore`](crate::HardLinkStore) has had the greatest number or fencing token.
+    #[error("{}: no greater fencing token is left; use a new directory", path.display())]
+    NoFenceLeft {
+        /// The path of the lock's directory.
+        path: PathBuf,
+    },
+    /// Other processes changed the state of a lock of a [`HardLinkStore`](crate::HardLinkStore) at each attempt.
+    #[error(
+        "{}: other processes changed the lock at each of {attempts} attempts",
+        path.display()
+    )]
+    Contended {
+        /// The path of the lock's directory.
+        path: PathBuf,
+        /// The number of attempts.
+        attempts: u32,
+    },
     /// The name of a file's lock cannot be read.
     #[error("{}: {corruption}; if nothing holds its lock, move the file away", path.display())]
     Nameless {
@@ -176,7 +212,7 @@ impl From<FileError> for StoreError {
         use io::ErrorKind::{Interrupted, OutOfMemory, ResourceBusy, WouldBlock};
 
         let temporary = match &err {
-            FileError::Busy { .. } => true,
+            FileError::Busy { .. } | FileError::Contended { .. } => true,
             FileError::Io { source, .. } => {
                 matches!(
                     source.kind(),
@@ -232,6 +268,9 @@ fn descriptor_limit() -> Option<u64> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
+    /// A file of the store cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The directory cannot be created or read.
     #[error("{}: cannot {action}", path.display())]
     Directory {

@@ -1,7 +1,7 @@
 //! Lock stores in files, for the processes of one machine. Programs use them through `verrou-host`.
 //!
 //! [`LeaseFileStore`] keeps leases in files, [`FileLockStore`] takes the kernel's locks on files, and [`BareLockStore`]
-//! takes one without a record. [`FenceGate`] protects the resource that a lock guards. `FORMAT.md`
+//! takes one without a record. [`HardLinkStore`] shares its directory with WebAssembly programs. [`FenceGate`] protects the resource that a lock guards. `FORMAT.md`
 //! specifies the files byte by byte.
 
 #[macro_use(mutant)]
@@ -40,6 +40,7 @@ mod file_store;
 mod file_lock;
 mod lease_file;
 mod async_file_stores;
+mod hard_link_store;
 #[cfg(all(target_os = "linux", any(fuzzing, test)))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -48,5 +49,6 @@ pub use bare_lock::BareLockStore;
 pub use error::{FileError, OpenError};
 pub use fence_gate::{Checked, FenceError, FenceGate};
 pub use file_lock::FileLockStore;
+pub use hard_link_store::HardLinkStore;
 pub use lease_file::LeaseFileStore;
 pub use record::Corruption;

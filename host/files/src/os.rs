@@ -13,9 +13,9 @@ mod imp;
 #[cfg(target_os = "linux")]
 pub(crate) use imp::is_trusted;
 pub(crate) use imp::{
-    FileId, OpenDirectory, duplicate_to_inherit, id, id_at, is_kernels, is_linked, is_owned,
-    locker, number, open_to_lock, open_to_look, read_at, suspicion, unsuitable_file_system,
-    write_at,
+    FileId, OpenDirectory, duplicate_to_inherit, id, id_at, is_kernels, is_link_refused, is_linked,
+    is_owned, locker, number, open_to_lock, open_to_look, read_at, suspicion,
+    unsuitable_file_system, write_at,
 };
 
 /// How a directory is to be opened.
@@ -33,10 +33,19 @@ pub(crate) struct DirectoryAccess {
 pub(crate) enum Purpose {
     /// Contains the files of a store.
     Store,
-    /// Contains the records of locks on other files, in the directory of a store.
+    /// Contains the records of locks on other files, or of one lock, in the directory of a store.
     Records,
     /// Contains the file of a fence gate, next to the guarded resource.
     Gate,
+}
+
+/// The names that a file in a store's directory may have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Names {
+    /// One: a file that is written to. With a second name, another user could have a file of this user overwritten.
+    One,
+    /// Any number: a file that is only read.
+    Several,
 }
 
 /// An error of opening a directory.

@@ -5,11 +5,11 @@ use std::io;
 use std::path::Path;
 
 use crate::error::FileError;
-use crate::os::{self, OpenDirectory};
+use crate::os::{self, Names, OpenDirectory};
 
 /// Opens the file `name` in `directory`, if it exists. Rejects a file that is not trusted.
 pub(crate) fn open(directory: &OpenDirectory, name: &Path) -> Result<Option<File>, FileError> {
-    trusted(directory.open_file(name), directory, name)
+    trusted(directory.open_file(name), directory, name, Names::One)
 }
 
 /// Opens the file as [`open`] does, read-only, to read and to lock it.
@@ -17,13 +17,23 @@ pub(crate) fn open_read_only(
     directory: &OpenDirectory,
     name: &Path,
 ) -> Result<Option<File>, FileError> {
-    trusted(directory.open_read_only(name), directory, name)
+    trusted(directory.open_read_only(name), directory, name, Names::One)
+}
+
+/// Opens the file as [`open`] does, only to read it. It may have several names.
+pub(crate) fn open_linked(
+    directory: &OpenDirectory,
+    name: &Path,
+) -> Result<Option<File>, FileError> {
+    let opened = directory.open_read_only(name);
+    trusted(opened, directory, name, Names::Several)
 }
 
 fn trusted(
     opened: io::Result<Option<File>>,
     directory: &OpenDirectory,
     name: &Path,
+    names: Names,
 ) -> Result<Option<File>, FileError> {
     let path = || directory.path().join(name);
     let file = match opened {
@@ -38,7 +48,7 @@ fn trusted(
         }
         Err(source) => return Err(FileError::io("open this file", &path())(source)),
     };
-    let inspected = os::suspicion(&file, directory.group());
+    let inspected = os::suspicion(&file, directory.group(), names);
     match inspected.map_err(|err| FileError::io("inspect this file", &path())(err))? {
         Some(why) => Err(FileError::Suspicious { path: path(), why }),
         None => Ok(Some(file)),

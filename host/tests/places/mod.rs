@@ -10,7 +10,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 use verrou::conformance::{Fixture, TestClock};
 use verrou::{MemoryStore, Store};
-use verrou_host::{AnyStore, FileLockStore, LeaseFileStore, StoreOptions, StoreUrl, System};
+use verrou_host::{
+    AnyStore, FileLockStore, HardLinkStore, LeaseFileStore, StoreOptions, StoreUrl, System,
+};
 
 pub(crate) type SharedStore = Arc<dyn Store>;
 
@@ -92,6 +94,13 @@ pub(crate) fn lease_file(directory: &Path, clock: TestClock) -> LeaseFileStore {
 
 pub(crate) fn file_lock(directory: &Path, clock: TestClock) -> FileLockStore {
     let opened = FileLockStore::open(directory, &StoreOptions::default());
+    opened
+        .expect("the directory can be opened")
+        .with_clock(clock)
+}
+
+pub(crate) fn hard_links(directory: &Path, clock: TestClock) -> HardLinkStore {
+    let opened = HardLinkStore::open(directory, &StoreOptions::default());
     opened
         .expect("the directory can be opened")
         .with_clock(clock)

@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{DirectoryAccess, DirectoryError};
+use super::{DirectoryAccess, DirectoryError, Names};
 
 /// The identity of a file. Locked files cannot be replaced on this system, so all identities are equal.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -57,6 +57,33 @@ impl OpenDirectory {
             Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(err) => Err(DirectoryError::io("open this directory")(err)),
         }
+    }
+
+    /// Opens the directory `name` in this one, and creates it if `create` is set; returns `None` if there is none.
+    pub(crate) fn open_below(
+        &self,
+        name: &Path,
+        create: bool,
+    ) -> Result<Option<Self>, DirectoryError> {
+        let access = DirectoryAccess {
+            create,
+            ..self.access.clone()
+        };
+        Self::open(&self.path.join(name), &access)
+    }
+
+    pub(crate) fn create_draft(&self, name: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut file = File::create_new(self.path.join(name))?;
+        file.write_all(bytes)?;
+        file.sync_data()
+    }
+
+    pub(crate) fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(self.path.join(from), self.path.join(to))
+    }
+
+    pub(crate) fn remove(&self, name: &Path) -> io::Result<()> {
+        fs::remove_file(self.path.join(name))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -137,6 +164,11 @@ fn if_there(opened: io::Result<File>) -> io::Result<Option<File>> {
     }
 }
 
+/// Returns whether the error of a link means that the file system has no hard links.
+pub(crate) fn is_link_refused(err: &io::Error) -> bool {
+    err.kind() == io::ErrorKind::Unsupported
+}
+
 /// Returns a duplicate; descriptors are not inherited on this system.
 pub(crate) fn duplicate_to_inherit(file: &File) -> io::Result<File> {
     file.try_clone()
@@ -155,7 +187,11 @@ pub(crate) fn open_to_look(path: &Path) -> io::Result<Option<File>> {
     if_there(File::options().read(true).write(true).open(path))
 }
 
-pub(crate) fn suspicion(file: &File, _group: Option<u32>) -> io::Result<Option<String>> {
+pub(crate) fn suspicion(
+    file: &File,
+    _group: Option<u32>,
+    _names: Names,
+) -> io::Result<Option<String>> {
     Ok((!file.metadata()?.is_file()).then(|| "it is not a regular file".to_owned()))
 }
 

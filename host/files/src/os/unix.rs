@@ -17,7 +17,7 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags, linkat, openat, unlinkat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{Resource, geteuid, getrlimit};
 
-use super::{DirectoryAccess, DirectoryError};
+use super::{DirectoryAccess, DirectoryError, Names, Purpose};
 
 mod walk;
 
@@ -203,9 +203,34 @@ impl OpenDirectory {
         let Some(walked) = walk::open(&path, access)? else {
             return Ok(None);
         };
-        let parent_id = id(&walked.parent).map_err(&opening)?;
-        let id = id(&walked.directory).map_err(&opening)?;
-        Ok(Some(Self {
+        Self::walked(walked, access, opened)
+            .map(Some)
+            .map_err(opening)
+    }
+
+    /// Opens the directory `name` in this one, and creates it if `create` is set; returns `None` if there is none.
+    pub(crate) fn open_below(
+        &self,
+        name: &Path,
+        create: bool,
+    ) -> Result<Option<Self>, DirectoryError> {
+        let access = DirectoryAccess {
+            purpose: Purpose::Records,
+            create,
+            ..self.access.clone()
+        };
+        let opened = Instant::now();
+        let below = walk::open_below(&self.directory, &self.path, name.as_os_str(), &access)?;
+        let below = below.map(|walked| Self::walked(walked, &access, opened));
+        below
+            .transpose()
+            .map_err(DirectoryError::io("open this directory"))
+    }
+
+    fn walked(walked: walk::Walked, access: &DirectoryAccess, opened: Instant) -> io::Result<Self> {
+        let parent_id = id(&walked.parent)?;
+        let id = id(&walked.directory)?;
+        Ok(Self {
             parent: walked.parent,
             parent_id,
             directory: walked.directory,
@@ -219,7 +244,7 @@ impl OpenDirectory {
             },
             opened,
             walked: AtomicU64::new(0),
-        }))
+        })
     }
 
     /// Returns the directory's path, without links.
@@ -323,14 +348,7 @@ impl OpenDirectory {
     /// The file gets its name only after its contents are synced to the disk. Where the system has no
     /// unnamed files, it has a temporary name until then.
     pub(crate) fn create(&self, name: &Path, bytes: &[u8]) -> io::Result<()> {
-        let finish = |file: &mut File| {
-            let mode = if self.group.is_some() { 0o660 } else { 0o600 };
-            fchown(&*file, None, self.group)?;
-            file.set_permissions(Permissions::from_mode(mode))?;
-            disable_copy_on_write(file);
-            file.write_all(bytes)?;
-            file.sync_data()
-        };
+        let finish = |file: &mut File| self.fill(file, bytes);
         if mutant!(FilesReplacedByCreating) {
             unlinkat(&self.directory, name, AtFlags::empty()).ok();
         }
@@ -359,6 +377,36 @@ impl OpenDirectory {
             Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             linked => linked,
         }
+    }
+
+    /// Creates the file `name` with these bytes, for this user or this group alone, and syncs them to the disk. An
+    /// existing file is an error. After an error, a part of the file may be left.
+    pub(crate) fn create_draft(&self, name: &Path, bytes: &[u8]) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let mut file = File::from(openat(&self.directory, name, flags, mode)?);
+        self.fill(&mut file, bytes)
+    }
+
+    /// Writes the contents of a new file for this user or this group alone, and syncs them to the disk.
+    fn fill(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
+        let mode = if self.group.is_some() { 0o660 } else { 0o600 };
+        fchown(&*file, None, self.group)?;
+        file.set_permissions(Permissions::from_mode(mode))?;
+        disable_copy_on_write(file);
+        file.write_all(bytes)?;
+        file.sync_data()
+    }
+
+    /// Gives the file `from` the second name `to`; an existing file `to` is an error.
+    pub(crate) fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let directory = &self.directory;
+        Ok(linkat(directory, from, directory, to, AtFlags::empty())?)
+    }
+
+    /// Removes the name `name` of a file.
+    pub(crate) fn remove(&self, name: &Path) -> io::Result<()> {
+        Ok(unlinkat(&self.directory, name, AtFlags::empty())?)
     }
 
     /// Creates an empty file with a name that cannot be guessed; returns it with its name.
@@ -411,6 +459,13 @@ impl AsFd for OpenDirectory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
+}
+
+/// Returns whether the error of linkat(2) means that the file system has no hard links, that the file has too many, or
+/// that the system refuses one to another user's file (`fs.protected_hardlinks`).
+pub(crate) fn is_link_refused(err: &io::Error) -> bool {
+    let refusals = [Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::MLINK];
+    Errno::from_io_error(err).is_some_and(|err| refusals.contains(&err))
 }
 
 /// Duplicates the descriptor of `file`, for a program that inherits it, at a high number: scripts use
@@ -535,8 +590,12 @@ fn link_unnamed(_file: &File, _directory: &File, _name: &Path) -> io::Result<()>
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Returns why a file in a store's directory is not trusted; `None` if it is trusted.
-pub(crate) fn suspicion(file: &File, group: Option<u32>) -> io::Result<Option<String>> {
+/// Returns why a file in a store's directory, which may have `names`, is not trusted; `None` if it is trusted.
+pub(crate) fn suspicion(
+    file: &File,
+    group: Option<u32>,
+    names: Names,
+) -> io::Result<Option<String>> {
     let metadata = file.metadata()?;
     let kind = metadata.file_type();
     Ok(
@@ -549,7 +608,7 @@ pub(crate) fn suspicion(file: &File, group: Option<u32>) -> io::Result<Option<St
             Some("it is not a regular file".to_owned())
         } else if !is_trusted(&metadata, group) {
             Some(format!("it belongs to user {}", metadata.uid()))
-        } else if metadata.nlink() > 1 && !mutant!(HardLinksAccepted) {
+        } else if names == Names::One && metadata.nlink() > 1 && !mutant!(HardLinksAccepted) {
             Some("it has a second name (a hard link)".to_owned())
         } else {
             None

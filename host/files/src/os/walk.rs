@@ -135,6 +135,48 @@ pub(super) fn open(
     way.walked(group).map(Some).map_err(opening)
 }
 
+/// Opens the directory `name` in `directory`, whose path is `path`, and creates it if `access.create` is set. Returns
+/// `None` if it does not exist. Does not follow a link.
+pub(super) fn open_below(
+    directory: &File,
+    path: &Path,
+    name: &OsStr,
+    access: &DirectoryAccess,
+) -> Result<Option<Walked>, DirectoryError> {
+    let opening = DirectoryError::io("open this directory");
+    let mut way = Way {
+        access,
+        user: geteuid().as_raw(),
+        trusts_unmapped: false,
+        current: directory.try_clone().map_err(&opening)?,
+        metadata: directory.metadata().map_err(&opening)?,
+        parent: None,
+        path: path.to_owned(),
+        group_writable: None,
+    };
+    loop {
+        match entry(&way.current, name) {
+            Ok(Entry::Directory(found, metadata)) => {
+                way.enter(name, found, metadata);
+                break;
+            }
+            Ok(Entry::Link { .. }) => {
+                return Err(DirectoryError::Untrusted {
+                    path: path.join(name),
+                    why: "it is a link".to_owned(),
+                });
+            }
+            Err(err) if err.kind() == io::ErrorKind::NotFound && access.create => {
+                way.make(name, true)?;
+            }
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(err) => return Err(opening(err)),
+        }
+    }
+    let group = way.check_last()?;
+    way.walked(group).map(Some).map_err(opening)
+}
+
 /// Returns the components of `path`, the last one first.
 fn components(path: &Path) -> Vec<OsString> {
     let names = path.components().filter_map(|component| match component {
