@@ -87,5 +87,5 @@ test('a listener may use locks, and gets no event after its end', async () => {
 })
 
 test('a listener that is no function is refused', () => {
-  assert.throws(() => onEvent('granted'), TypeError)
+  assert.throws(() => onEvent('granted'), { code: 'E_INVALID_ARGUMENT' })
 })

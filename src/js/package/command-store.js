@@ -7,6 +7,8 @@
 import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 
+import { invalid, millisOf, nameOf, ownerOf as checkedOwner, signalOf } from './arguments.js'
+import { errors } from './errors.js'
 import { jsonOf, own, pairOf } from './options.js'
 
 const GREETING = { protocol: 'verrou serve', version: 1 }
@@ -25,8 +27,11 @@ const ANSWERS = {
   wait: ['waited'],
 }
 
-/** The maximum length of a request, in bytes, and of an answer, in characters. */
+/** The maximum length of an answer, in characters. */
 const MAX_LENGTH = 64 * 1024
+
+/** The maximum length of a lock's name, in bytes. */
+const MAX_NAME = 1_024
 
 /** How much of the command's standard error is kept, in characters. */
 const MAX_STDERR = 4 * 1024
@@ -53,6 +58,7 @@ export class CommandStoreError extends Error {
   constructor(message, temporary = false, options = undefined) {
     super(message, options)
     this.name = 'CommandStoreError'
+    this.code = 'E_LOCK_STORAGE_ERROR'
     this.temporary = temporary
   }
 }
@@ -65,12 +71,13 @@ export class CommandStore {
   #fences = new Map()
   #closed = false
 
-  /** Makes a store; `args` and the variables of `env` name it for the command. */
+  /** Makes a store; `args` and the variables of `env` name it for the command. `options` inherit nothing. */
   constructor(args, env, options) {
-    const { command = commandOfEnvironment() || 'verrou', idle = DEFAULT_IDLE, label } = own(options)
-    if (!(idle >= 0)) throw new TypeError('`idle` must be a number of milliseconds')
+    const { command = commandOfEnvironment() || 'verrou', idle = DEFAULT_IDLE, label } = options
+    if (typeof command !== 'string' || command === '') throw invalid('`command`', 'the path of a command', command)
+    if (typeof idle !== 'number' || !(idle >= 0)) throw invalid('`idle`', 'a number of milliseconds from 0', idle)
     if (label !== undefined) {
-      if (typeof label !== 'string') throw new TypeError('`label` must be a string')
+      if (typeof label !== 'string') throw invalid('`label`', 'a string', label)
       args = [...args, `--label=${label}`]
     }
     this.#start = () => {
@@ -80,9 +87,11 @@ export class CommandStore {
     this.#waits = new Waits(this.#start)
   }
 
-  async save(key, owner, ttl) {
+  async save(name, owner, ttl) {
+    const key = keyOf(name)
+    const wanted = claim(key, owner, ttl)
     const server = this.#usableServer()
-    const { granted } = await server.ask('acquire', claim(key, owner, ttl))
+    const { granted } = await server.ask('acquire', wanted)
     if (granted === undefined) return false
     server.tickets.delete(ownerKey(key, owner))
     server.leases.set(key, owner)
@@ -90,65 +99,80 @@ export class CommandStore {
     return true
   }
 
-  async delete(key, owner) {
+  async delete(name, owner) {
+    const key = keyOf(name)
+    const released = claim(key, owner, null)
     this.#fences.delete(ownerKey(key, owner))
     const server = this.#usableServer()
-    const answer = await server.ask('release', claim(key, owner, null))
+    const answer = await server.ask('release', released)
     server.removeLease(key, owner)
     assertOwner(key, answer)
   }
 
-  async forceDelete(key) {
+  async forceDelete(name) {
+    const key = keyOf(name)
     const server = this.#usableServer()
     const holder = server.leases.get(key)
     await server.ask('evict', { name: key, only: null })
     if (holder !== undefined) server.removeLease(key, holder)
   }
 
-  async exists(key) {
+  async exists(name) {
+    const key = keyOf(name)
     const { holder } = await this.#usableServer().ask('inspect', { name: key })
     return holder !== null
   }
 
-  async extend(key, owner, ttl) {
-    assertOwner(key, await this.#usableServer().ask('extend', claim(key, owner, ttl)))
+  async extend(name, owner, ttl) {
+    const key = keyOf(name)
+    const wanted = claim(key, owner, ttl)
+    assertOwner(key, await this.#usableServer().ask('extend', wanted))
   }
 
-  async renew(key, owner, ttl, fence) {
-    const token = fence === null ? null : Number(fence)
-    const fencing_token = Number.isSafeInteger(token) ? token : null
-    const { renewed } = await this.#usableServer().ask('renew', { ...claim(key, owner, ttl), fencing_token })
+  async renew(name, owner, ttl, fence) {
+    const wanted = { ...claim(keyOf(name), owner, ttl), fencing_token: fencingToken(fence) }
+    const { renewed } = await this.#usableServer().ask('renew', wanted)
     return renewed
   }
 
-  async fence(key, owner) {
-    const name = ownerKey(key, owner)
-    const fence = this.#fences.get(name)
+  async fence(name, owner) {
+    const key = keyOf(name)
+    const inspection = { name: key, owner: ownerOf(owner) }
+    const grant = ownerKey(key, owner)
+    const fence = this.#fences.get(grant)
     if (fence !== undefined) {
-      this.#fences.delete(name)
+      this.#fences.delete(grant)
       return fence
     }
-    const { holder } = await this.#usableServer().ask('inspect', { name: key, owner: ownerOf(owner) })
+    const { holder } = await this.#usableServer().ask('inspect', inspection)
     return holder?.mine === true ? holder.fencing_token : null
   }
 
-  async wait(key, atMost, signal, owner) {
+  async wait(name, atMost, signal, owner) {
+    const key = keyOf(name)
+    if (typeof atMost !== 'number') throw invalid('`atMost`', 'a number of milliseconds', atMost)
+    signalOf(signal)
+    if (owner !== undefined) checkedOwner(owner)
     if (owner !== undefined) await this.#takeTicket(key, owner)
     await this.#waits.wait(key, atMost, signal)
   }
 
   /** Ends the ticket that `wait` took for `owner`. */
-  giveUp(key, owner) {
+  giveUp(name, owner) {
+    const key = keyOf(name)
+    const left = claim(key, owner, null)
     const server = this.#server
     if (!server?.usable || !server.tickets.delete(ownerKey(key, owner))) return
     // A child that has ended keeps no tickets.
-    server.ask('give_up', claim(key, owner, null)).catch(() => {})
+    server.ask('give_up', left).catch(() => {})
   }
 
   /** Sends the request to the child that keeps the lease alive before it returns. */
-  async detach(key, owner) {
+  async detach(name, owner) {
+    const key = keyOf(name)
+    const detached = claim(key, owner, null)
     const server = this.#usableServer()
-    const answer = await server.ask('detach', claim(key, owner, null))
+    const answer = await server.ask('detach', detached)
     server.removeLease(key, owner)
     assertOwner(key, answer)
   }
@@ -200,24 +224,37 @@ function commandOfEnvironment() {
   return own(process.env).VERROU_COMMAND
 }
 
+/** Returns `name` as a lock's name, whose length the command limits. */
+function keyOf(name) {
+  const key = nameOf(name)
+  const bytes = Buffer.byteLength(key)
+  if (bytes > 0 && bytes <= MAX_NAME) return key
+  throw new errors.E_INVALID_NAME(`invalid lock name: a name has 1 to ${MAX_NAME} bytes in UTF-8, this one has ${bytes}`)
+}
+
 function claim(key, owner, ttl) {
   return { name: key, owner: ownerOf(owner), ttl: nanoseconds(ttl), ephemeral: true }
 }
 
 /** Returns an owner token of 32 hexadecimal digits. An owner of another form, as of other lock managers, is hashed. */
 function ownerOf(owner) {
-  if (typeof owner !== 'string' || owner === '') throw new TypeError('an owner must be a string that is not empty')
+  checkedOwner(owner)
   if (/^[0-9a-f]{32}$/.test(owner)) return owner
   return createHash('sha256').update(owner).digest('hex').slice(0, 32)
 }
 
 function nanoseconds(ttl) {
-  if (ttl === null) return null
   // JSON would turn a number that is not finite into `null`, a lease that does not expire.
-  if (!(Number.isFinite(ttl) && ttl > 0)) {
-    throw new TypeError(`a ttl must be a number of milliseconds above zero, or null, not ${ttl}`)
+  return millisOf(ttl) === null ? null : Math.max(1, Math.round(ttl * 1e6))
+}
+
+/** Returns a fencing token for a request; `null` without one, and for one that JSON would change. */
+function fencingToken(fence) {
+  if (fence !== null && typeof fence !== 'bigint' && typeof fence !== 'number') {
+    throw invalid('`fence`', 'a bigint, or null', fence)
   }
-  return Math.max(1, Math.round(ttl * 1e6))
+  const token = Number(fence)
+  return fence !== null && Number.isSafeInteger(token) ? token : null
 }
 
 function assertOwner(key, { granted }) {
@@ -295,9 +332,6 @@ class ServeProcess {
   ask(operation, members) {
     if (this.#error !== undefined) throw this.#error
     const line = `{"${operation}":${jsonOf(members)}}\n`
-    if (Buffer.byteLength(line) > MAX_LENGTH) {
-      throw new CommandStoreError(`the key is too long: a request has at most ${MAX_LENGTH} bytes`)
-    }
     return new Promise((resolve, reject) => {
       this.#pending.push({ kinds: ANSWERS[operation], resolve, reject })
       this.#setReferenced(true)

@@ -2,12 +2,30 @@
 
 export class LockError extends Error {
   constructor(message, options) {
-    super(message, options)
+    super(textOf(message), optionsOf(options))
     this.name = new.target.name
     this.code = new.target.code
   }
 
   static code = 'E_LOCK'
+}
+
+/** Returns `message` as text; `undefined` without one, or if it has no text. */
+function textOf(message) {
+  try {
+    return message === undefined ? undefined : String(message)
+  } catch {
+    return undefined
+  }
+}
+
+/** Returns `options` if its cause can be read. */
+function optionsOf(options) {
+  try {
+    return options?.cause === undefined ? undefined : options
+  } catch {
+    return undefined
+  }
 }
 
 function define(code) {
@@ -19,6 +37,7 @@ function define(code) {
 export const errors = Object.freeze(
   Object.fromEntries(
     [
+      'E_INVALID_ARGUMENT',
       'E_INVALID_NAME',
       'E_INVALID_RETRY',
       'E_INVALID_SERIALIZED_LOCK',

@@ -1,3 +1,4 @@
+import { callbackOf } from './arguments.js'
 import { setEventListener } from './core/verrou.js'
 import { assertUsable } from './errors.js'
 
@@ -15,7 +16,7 @@ function pass(members) {
 }
 
 export function onEvent(listener) {
-  if (typeof listener !== 'function') throw new TypeError('the listener of events must be a function')
+  callbackOf(listener, 'the listener of events')
   assertUsable()
   const entry = { listener }
   if (listeners.size === 0) setEventListener(pass)

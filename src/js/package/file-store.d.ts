@@ -26,10 +26,10 @@ export interface FileStoreOptions {
 /** An error of a {@link FileStore}. */
 export declare class CommandStoreError extends Error {
   /**
-   * `'E_LOCK_NOT_OWNER'` if the owner does not hold the lease, or does not hold it any more; no code if the
-   * files or the command failed, which leaves the outcome unknown.
+   * `'E_LOCK_NOT_OWNER'` if the owner does not hold the lease, or does not hold it any more;
+   * `'E_LOCK_STORAGE_ERROR'` if the files or the command failed, which leaves the outcome unknown.
    */
-  code?: 'E_LOCK_NOT_OWNER'
+  code: 'E_LOCK_NOT_OWNER' | 'E_LOCK_STORAGE_ERROR'
   /** Whether a retry may succeed. */
   temporary: boolean
 }
@@ -46,7 +46,7 @@ export declare class CommandStoreError extends Error {
  * of the whole process.
  *
  * Every method rejects with a {@link CommandStoreError} when the command cannot be started or has
- * died. The leases that a dead command kept alive end with it; the next request starts a new one.
+ * died, and with `E_INVALID_NAME`, `E_INVALID_TTL` or `E_INVALID_ARGUMENT` for an argument that is invalid. The leases that a dead command kept alive end with it; the next request starts a new one.
  */
 export interface FileStore extends LockStore {
   /**
@@ -123,6 +123,6 @@ export interface FileStore extends LockStore {
  * It needs the command `verrou`, which the first request starts. The store keeps the process's event loop
  * alive only during requests.
  *
- * @throws TypeError when `dir` is not a path
+ * @throws `E_INVALID_ARGUMENT` when `dir` is not a path
  */
 export declare function fileStore(dir: string | URL, options?: FileStoreOptions): FileStore

@@ -7,25 +7,28 @@
 import { resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
+import { booleanOf, invalid, isUrl, optionsOf } from './arguments.js'
 import { CommandStore, CommandStoreError } from './command-store.js'
-import { own } from './options.js'
 
 export { CommandStoreError }
 
-export function fileStore(dir, options = {}) {
+export function fileStore(dir, options) {
   return new FileStore(dir, options)
 }
 
 class FileStore extends CommandStore {
   constructor(dir, options) {
-    const { group, anyFileSystem = false } = own(options)
-    const path = dir instanceof URL ? fileURLToPath(dir) : dir
+    const wanted = optionsOf(options, 'options of `fileStore`')
+    const { group, anyFileSystem = false } = wanted
+    const path = isUrl(dir) && dir.protocol === 'file:' ? fileURLToPath(dir) : dir
     if (typeof path !== 'string' || path === '') {
-      throw new TypeError('a file store needs the path of a directory')
+      throw invalid('the directory of a file store', 'a path, or a URL of the scheme `file:`', dir)
     }
+    if (group !== undefined && (typeof group !== 'string' || group === '')) throw invalid('`group`', 'the name of a group', group)
+    booleanOf(anyFileSystem, '`anyFileSystem`')
     const args = ['--store', `lease:${resolve(path)}`]
     if (group !== undefined) args.push('--group', group)
     if (anyFileSystem) args.push('--any-file-system')
-    super(args, {}, options)
+    super(args, {}, wanted)
   }
 }

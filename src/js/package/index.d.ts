@@ -77,7 +77,7 @@ export interface Lock {
    * Returns the lock itself, so that `await using` releases it at the end of a block.
    *
    * @throws `E_LOCK_TIMEOUT` when the policy ended first; `E_LOCK_STORAGE_ERROR` when the store
-   *   failed; `E_INVALID_RETRY`; the signal's reason.
+   *   failed; `E_INVALID_RETRY`; `E_INVALID_ARGUMENT`; the signal's reason.
    */
   acquire(options?: AcquireOptions): Promise<this>
   /**
@@ -176,9 +176,10 @@ export class LockFactory {
    * Makes a lock called `name`, whose leases last `ttl`, by default 30 seconds. Sends no request to the
    * store.
    *
-   * @throws `E_INVALID_NAME`: names have 1 to 1,024 bytes in UTF-8; `E_INVALID_TTL`.
+   * @throws `E_INVALID_NAME`: names have 1 to 1,024 bytes in UTF-8, and no lone surrogates, and a number names the
+   *   lock of its decimal form; `E_INVALID_TTL`.
    */
-  createLock(name: string, ttl?: Duration): Lock
+  createLock(name: string | number, ttl?: Duration): Lock
   /**
    * Restores a lock from the text of `serialize`, of this or another process. Sends no request to the
    * store.
@@ -213,7 +214,7 @@ export class Verrou<Names extends string = string> {
    */
   use(name?: Names): LockFactory
   /** Calls `createLock` of the default store. */
-  createLock(name: string, ttl?: Duration): Lock
+  createLock(name: string | number, ttl?: Duration): Lock
   /** Calls `restoreLock` of the default store. */
   restoreLock(serialized: string): Lock
 }
@@ -320,6 +321,7 @@ export function onEvent(listener: (event: LockEvent) => void): () => void
 
 /** The code of each error, and the name of its class in `errors`. */
 export type ErrorCode =
+  | 'E_INVALID_ARGUMENT'
   | 'E_INVALID_NAME'
   | 'E_INVALID_RETRY'
   | 'E_INVALID_SERIALIZED_LOCK'
@@ -359,7 +361,7 @@ export interface LockErrorClass<Code extends ErrorCode> {
  * - `E_LOCK_STORAGE_ERROR`: the store failed; `cause` is the error that it threw.
  * - `E_LOCK_NOT_SERIALIZABLE`: the store's leases cannot be transferred.
  * - `E_LOCK_PANICKED`: internal error, please report it; the module must be reloaded.
- * - `E_INVALID_NAME`, `E_INVALID_RETRY`, `E_INVALID_SERIALIZED_LOCK`, `E_INVALID_STORE`,
+ * - `E_INVALID_ARGUMENT`, `E_INVALID_NAME`, `E_INVALID_RETRY`, `E_INVALID_SERIALIZED_LOCK`, `E_INVALID_STORE`,
  *   `E_INVALID_TTL`, `E_UNKNOWN_STORE`: the message says what is wrong.
  */
 export const errors: { readonly [Code in ErrorCode]: LockErrorClass<Code> }

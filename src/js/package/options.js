@@ -20,9 +20,18 @@ export function member(value, name) {
   return undefined
 }
 
+/** Returns the member `name` of `value` as `member` does; `undefined` if it cannot be read. */
+export function read(value, name) {
+  try {
+    return member(value, name)
+  } catch {
+    return undefined
+  }
+}
+
 /** Returns whether `object` has a method called `name` that does not come from `Object.prototype`. */
 export function hasMethod(object, name) {
-  return typeof member(object, name) === 'function'
+  return typeof read(object, name) === 'function'
 }
 
 /** Returns a text that differs for each pair of texts. */

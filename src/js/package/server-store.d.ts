@@ -22,6 +22,6 @@ export type ServerStore = FileStore
  * It needs the command `verrou`, built with the feature for that server. The URL is passed to the command in
  * the environment, which only this user can read.
  *
- * @throws TypeError when `url` is not a URL
+ * @throws `E_INVALID_ARGUMENT` when `url` is not a URL
  */
 export declare function serverStore(url: string | URL, options?: ServerStoreOptions): ServerStore

@@ -1,3 +1,13 @@
+import {
+  booleanOf,
+  callbackOf,
+  described,
+  nameOf,
+  optionsOf,
+  serializedOf,
+  signalOf,
+  ttlOf,
+} from './arguments.js'
 import { Lock as CoreLock, Retry, Store } from './core/verrou.js'
 import { assertUsable, errors } from './errors.js'
 import { hasMethod, own } from './options.js'
@@ -34,7 +44,7 @@ export function coreStore(store) {
 
 function policy(base, retry) {
   if (retry === undefined) return base
-  const { attempts, delay, maxDelay, timeout } = own(retry)
+  const { attempts, delay, maxDelay, timeout } = optionsOf(retry, '`retry`', errors.E_INVALID_RETRY)
   return base.with(attempts, delay, maxDelay, timeout)
 }
 
@@ -172,9 +182,9 @@ export class Lock {
     if (options === undefined) {
       await this.#core.acquire(this.#retry, false)
     } else {
-      const { retry: wanted, signal } = own(options)
+      const { retry: wanted, signal } = optionsOf(options, 'options of `acquire`')
       const retry = policy(this.#retry, wanted)
-      await unlessAborted(signal, (aborted) => this.#core.acquire(retry, false, aborted))
+      await unlessAborted(signalOf(signal), (aborted) => this.#core.acquire(retry, false, aborted))
     }
     this.#disposable = true
     return this
@@ -187,16 +197,23 @@ export class Lock {
     return acquired
   }
 
-  async run(callback, options = {}) {
-    assertUsable()
-    const { retry: wanted, signal, renew = false } = own(options)
-    const retry = policy(this.#retry, wanted)
-    const hold = (aborted) => this.#core.acquire(retry, true, aborted)
-    return runAndRelease(await unlessAborted(signal, hold), callback, renew)
+  async run(callback, options) {
+    const { retry, signal, renew } = optionsOf(options, 'options of `run`')
+    return this.#run(callback, retry, signal, renew)
   }
 
-  async runImmediately(callback, options = {}) {
-    return this.run(callback, { ...options, retry: { attempts: 1 } })
+  async runImmediately(callback, options) {
+    const { signal, renew } = optionsOf(options, 'options of `runImmediately`')
+    return this.#run(callback, own({ attempts: 1 }), signal, renew)
+  }
+
+  async #run(callback, retry, signal, renew = false) {
+    assertUsable()
+    callbackOf(callback, 'the callback')
+    booleanOf(renew, '`renew`')
+    const wanted = policy(this.#retry, retry)
+    const hold = (aborted) => this.#core.acquire(wanted, true, aborted)
+    return runAndRelease(await unlessAborted(signalOf(signal), hold), callback, renew)
   }
 
   async release() {
@@ -213,7 +230,7 @@ export class Lock {
 
   async extend(ttl) {
     assertUsable()
-    await this.#core.extend(ttl)
+    await this.#core.extend(ttlOf(ttl))
   }
 
   isExpired() {
@@ -290,20 +307,21 @@ export class LockFactory {
   #store
   #retry
 
-  constructor(store, options = {}) {
+  constructor(store, options) {
     assertUsable()
+    const { retry } = optionsOf(options, 'options of `LockFactory`')
     this.#store = coreStore(store)
-    this.#retry = policy(new Retry(), own(options).retry)
+    this.#retry = policy(new Retry(), retry)
   }
 
   createLock(name, ttl) {
     assertUsable()
-    return new Lock(new CoreLock(this.#store, name, ttl), this.#retry)
+    return new Lock(new CoreLock(this.#store, nameOf(name), ttlOf(ttl)), this.#retry)
   }
 
   restoreLock(serialized) {
     assertUsable()
-    return new Lock(CoreLock.restore(this.#store, serialized), this.#retry)
+    return new Lock(CoreLock.restore(this.#store, serializedOf(serialized)), this.#retry)
   }
 }
 
@@ -312,16 +330,15 @@ export class Verrou {
   #factories = new Map()
 
   constructor(config) {
-    config = own(config)
-    const { default: byDefault, stores } = config
-    if (stores === null || typeof stores !== 'object') {
-      throw new errors.E_INVALID_STORE('`stores` must be an object with a store for each name')
+    const { default: byDefault, stores, retry } = optionsOf(config, 'configuration of `Verrou`')
+    if (stores === undefined) {
+      throw new errors.E_INVALID_STORE('the configuration lacks `stores`, an object with a store for each name')
     }
-    this.#config = config
+    this.#config = { byDefault, stores: optionsOf(stores, '`stores`', errors.E_INVALID_STORE), retry }
     if (byDefault !== undefined) this.#assertKnown(byDefault)
   }
 
-  use(name = this.#config.default) {
+  use(name = this.#config.byDefault) {
     const known = this.#factories.get(name)
     if (known !== undefined) return known
     this.#assertKnown(name)
@@ -333,9 +350,9 @@ export class Verrou {
 
   #assertKnown(name) {
     const { stores } = this.#config
-    if (name !== undefined && Object.hasOwn(stores, name)) return
+    if (typeof name === 'string' && Object.hasOwn(stores, name)) return
     const names = Object.keys(stores).join(', ')
-    throw new errors.E_UNKNOWN_STORE(`no store is called \`${name}\`; the stores are: ${names}`)
+    throw new errors.E_UNKNOWN_STORE(`no store is called ${described(name)}; the stores are: ${names}`)
   }
 
   createLock(name, ttl) {
@@ -347,8 +364,17 @@ export class Verrou {
   }
 }
 
+/** Returns the member `name` that `value` itself has, and not its classes; `undefined` without one. */
+function ownMember(value, name) {
+  try {
+    return own(value)[name]
+  } catch {
+    return undefined
+  }
+}
+
 /** Returns the store of a configuration: a store, or one that Verrou's `driver` wraps. */
 function driver(configured) {
-  const store = own(configured).driver ?? configured
+  const store = ownMember(configured, 'driver') ?? configured
   return hasMethod(store, 'factory') ? store.factory() : store
 }

@@ -51,6 +51,6 @@ export interface WebStore extends LockStore {
  * Returns the store of this origin.
  *
  * @throws `E_INVALID_STORE` where there is no IndexedDB, no Web Locks or no BroadcastChannel: outside
- *   browsers, and in pages that are not served over https or from localhost.
+ *   browsers, and in pages that are not served over https or from localhost; `E_INVALID_ARGUMENT`.
  */
 export function webStore(options?: WebStoreOptions): WebStore

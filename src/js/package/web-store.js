@@ -3,6 +3,7 @@
  * make each operation atomic. Each tab holds a Web Lock as long as it lives. A BroadcastChannel notifies
  * waiters that a lock may be free.
  */
+import { invalid, millisOf, nameOf, optionsOf, ownerOf, signalOf } from './arguments.js'
 import { errors } from './errors.js'
 import { own, pairOf } from './options.js'
 
@@ -11,7 +12,7 @@ const TABLE = 'locks'
 /** The longest time of a timer, in ms. */
 const MAX_TIMER = 2 ** 31 - 1
 
-export function webStore(options = {}) {
+export function webStore(options) {
   return new WebStore(options)
 }
 
@@ -28,7 +29,8 @@ class WebStore {
   #closed = false
 
   constructor(options) {
-    const { name = 'verrou' } = own(options)
+    const { name = 'verrou' } = optionsOf(options, 'options of `webStore`')
+    if (typeof name !== 'string') throw invalid('`name`', 'a string', name)
     assertPresent()
     this.#name = name
     this.#channel = new BroadcastChannel(`verrou:${name}`)
@@ -36,6 +38,9 @@ class WebStore {
   }
 
   async save(key, owner, ttl) {
+    key = nameOf(key)
+    ownerOf(owner)
+    millisOf(ttl)
     const client = await this.#liveClient()
     let dead
     for (;;) {
@@ -65,6 +70,8 @@ class WebStore {
   }
 
   async delete(key, owner) {
+    key = nameOf(key)
+    ownerOf(owner)
     this.#granted.delete(pairOf(owner, key))
     const held = await this.#transaction(key, (record) =>
       record.owner === owner ? { put: freed(record), answer: isHeld(record) } : { answer: false }
@@ -74,16 +81,21 @@ class WebStore {
   }
 
   async forceDelete(key) {
+    key = nameOf(key)
     await this.#transaction(key, (record) => ({ put: freed(record) }))
     this.#notify(key)
   }
 
   async exists(key) {
+    key = nameOf(key)
     const record = await this.#transaction(key, (record) => ({ answer: record }))
     return isHeld(record) && (record.client === null || (await this.#isAlive(record.client)))
   }
 
   async extend(key, owner, ttl) {
+    key = nameOf(key)
+    ownerOf(owner)
+    millisOf(ttl)
     const held = await this.#transaction(key, (record) =>
       record.owner === owner && isHeld(record)
         ? { put: { ...record, ends: endOf(ttl) }, answer: true }
@@ -102,6 +114,8 @@ class WebStore {
   }
 
   async detach(key, owner) {
+    key = nameOf(key)
+    ownerOf(owner)
     const held = await this.#transaction(key, (record) =>
       record.owner === owner && isHeld(record)
         ? { put: { ...record, client: null }, answer: true }
@@ -112,6 +126,9 @@ class WebStore {
   }
 
   async wait(key, atMost, signal) {
+    key = nameOf(key)
+    if (typeof atMost !== 'number') throw invalid('`atMost`', 'a number of milliseconds', atMost)
+    signalOf(signal)
     const over = new AbortController()
     let timer
     const woken = new Promise((resolve) => {
@@ -124,9 +141,9 @@ class WebStore {
         resolve()
       })
       const end = () => over.abort()
-      if (signal.aborted) return end()
-      signal.addEventListener('abort', end, own({ once: true }))
-      over.signal.addEventListener('abort', () => signal.removeEventListener('abort', end))
+      if (signal?.aborted) return end()
+      signal?.addEventListener('abort', end, own({ once: true }))
+      over.signal.addEventListener('abort', () => signal?.removeEventListener('abort', end))
     })
     try {
       const record = await this.#transaction(key, (record) => ({ answer: record }))

@@ -2,6 +2,7 @@
  * Lengths of time as `@lukeed/ms` reads them, which `@verrou/core` uses: `'1.5s'`, `'2 minutes'`, `'1M'`.
  * The core reads some of these differently, and rejects others.
  */
+import { described } from '../arguments.js'
 import { InvalidArgumentsException } from './errors.js'
 
 const SECOND = 1_000
@@ -30,7 +31,8 @@ export function millis(duration) {
     // A text of zero length is refused, as in `@verrou/core`.
     if (length) return length
   }
-  throw new InvalidArgumentsException(`Invalid duration expression "${duration}"`)
+  const shown = typeof duration === 'string' ? `"${duration}"` : described(duration)
+  throw new InvalidArgumentsException(`Invalid duration expression ${shown}`)
 }
 
 /** Returns a ttl in whole milliseconds from 1, because some stores accept no others. */

@@ -32,9 +32,10 @@ function define(code, message) {
       static code = code
 
       constructor(args = [], options = undefined) {
+        const values = valuesOf(args)
         let next = 0
         super(
-          message.replaceAll('%s', (place) => (next < args.length ? textOf(args[next++]) : place)),
+          message.replaceAll('%s', (place) => (next < values.length ? textOf(values[next++]) : place)),
           options
         )
         this.name = 'Exception'
@@ -44,8 +45,21 @@ function define(code, message) {
   return names[code]
 }
 
+/** Returns the values of the array `args`; none if it is not one. */
+function valuesOf(args) {
+  try {
+    return Array.from(args)
+  } catch {
+    return []
+  }
+}
+
 function textOf(value) {
-  return String(value?.message ?? value)
+  try {
+    return String(value?.message ?? value)
+  } catch {
+    return 'a value without a text'
+  }
 }
 
 export const E_LOCK_NOT_OWNED = define(
@@ -72,6 +86,7 @@ export function translated(error) {
       const cause = error.cause === undefined ? error : error.cause
       return new E_LOCK_STORAGE_ERROR([cause], { cause })
     }
+    case 'E_INVALID_ARGUMENT':
     case 'E_INVALID_NAME':
     case 'E_INVALID_RETRY':
     case 'E_INVALID_SERIALIZED_LOCK':

@@ -224,7 +224,8 @@ export class LockFactory {
    * Makes a lock called `name`, whose leases last `ttl`, by default 30 seconds. Sends no request to the
    * store.
    *
-   * @throws `E_INVALID_ARGUMENTS_EXCEPTION`: names have 1 to 1,024 bytes in UTF-8.
+   * @throws `E_INVALID_ARGUMENTS_EXCEPTION`: names have 1 to 1,024 bytes in UTF-8, and no lone surrogates, and a number
+   *   names the lock of its decimal form.
    */
   createLock(name: string, ttl?: Duration): Lock
   /**

@@ -1,6 +1,7 @@
+import { callbackOf, described, nameOf, optionsOf, ownerOf } from '../arguments.js'
 import { Lock as CoreLock, Retry } from '../core/verrou.js'
 import { assertUsable } from '../errors.js'
-import { hasMethod, own } from '../options.js'
+import { hasMethod } from '../options.js'
 import { millis, ttlOf } from './duration.js'
 import {
   E_LOCK_NOT_OWNED,
@@ -22,8 +23,13 @@ const MOST_ATTEMPTS = 2 ** 32 - 1
 
 const NO_LIMIT = new Retry()
 
+/** Returns a copy of the options of `where`. `null` is as `undefined`, as in `@verrou/core`. */
+function optional(options, where) {
+  return optionsOf(options ?? undefined, where, InvalidArgumentsException)
+}
+
 function policy(base, retry) {
-  const { attempts, delay, timeout } = own(retry)
+  const { attempts, delay, timeout } = optional(retry, '`retry`')
   const most = Number.isInteger(attempts) && attempts > MOST_ATTEMPTS ? Infinity : attempts
   return translateErrors(() => base.with(most, pause(delay), undefined, limit(timeout)))
 }
@@ -47,14 +53,27 @@ function limit(timeout) {
 const SILENT = { child: () => SILENT, log() {}, trace() {}, debug() {} }
 
 function loggerOf(logger = SILENT) {
-  return logger.child({ pkg: 'verrou' })
+  return checkedLogger(checkedLogger(logger, 'child').child({ pkg: 'verrou' }), 'debug')
+}
+
+function checkedLogger(logger, method) {
+  if (hasMethod(logger, method)) return logger
+  throw new InvalidArgumentsException(`A logger has a method \`${method}\`: not ${described(logger)}`)
 }
 
 /** The configuration that the locks of a factory share. */
 class Resolved {
+  static #all = new WeakSet()
+
   constructor(policy, logger) {
     this.policy = policy
     this.logger = logger
+    Resolved.#all.add(this)
+  }
+
+  /** Returns whether `config` is one. `instanceof` would call code of a proxy. */
+  static is(config) {
+    return Resolved.#all.has(config)
   }
 }
 
@@ -79,20 +98,23 @@ export class Lock {
   #expirationTime = null
 
   constructor(key, lockStore, config, owner, ttl, expirationTime) {
-    if (typeof key !== 'string') {
-      throw new InvalidArgumentsException(`The key of a lock is a string: not ${typeof key}`)
-    }
-    this.#key = key
+    this.#key = translateErrors(() => nameOf(key))
     this.#store = lockStore
     this.#ttl = ttlOf(ttl ?? null)
-    this.#policy = config instanceof Resolved ? config.policy : policy(NO_LIMIT, own(config).retry)
-    this.#logger = own(config).logger ?? SILENT
+    if (Resolved.is(config)) {
+      this.#policy = config.policy
+      this.#logger = config.logger
+    } else {
+      const { retry, logger } = optional(config, 'configuration of a lock')
+      this.#policy = policy(NO_LIMIT, retry)
+      this.#logger = checkedLogger(logger ?? SILENT, 'debug')
+    }
     this.#isGiven = owner !== undefined && owner !== null
     if (this.#isGiven) {
       this.#expirationTime = instant(expirationTime)
       this.#own(owner)
     } else {
-      this.#drawing = translateErrors(() => new CoreLock(coreStore(lockStore), key, this.#ttl))
+      this.#drawing = translateErrors(() => new CoreLock(coreStore(lockStore), this.#key, this.#ttl))
       this.#latest = this.#drawing
     }
   }
@@ -114,7 +136,7 @@ export class Lock {
   }
 
   async acquire(options) {
-    const wanted = own(options).retry
+    const wanted = optional(options, 'options of `acquire`').retry
     const retry = wanted === undefined ? this.#policy : policy(this.#policy, wanted)
     return this.#acquire(retry, false, 'Lock acquired')
   }
@@ -124,10 +146,12 @@ export class Lock {
   }
 
   async run(callback) {
+    translateErrors(() => callbackOf(callback, 'the callback'))
     return this.#during(await this.#acquire(this.#policy, true, 'Lock acquired'), callback)
   }
 
   async runImmediately(callback) {
+    translateErrors(() => callbackOf(callback, 'the callback'))
     const held = await this.#acquire(ONCE, true, 'Lock acquired with acquireImmediately()')
     return this.#during(held, callback)
   }
@@ -174,9 +198,8 @@ export class Lock {
 
   /** Makes `owner` the owner of the next acquisition. It may hold the lock already. */
   #own(owner) {
-    if (typeof owner !== 'string' || owner === '') {
-      throw new InvalidArgumentsException('The owner of a lock is a string that is not empty')
-    }
+    translateErrors(() => ownerOf(owner))
+    coreStore(this.#store)
     const grant = drawnOwner()
     this.#owned = translateErrors(() => {
       const store = coreStore(new OwnedStore(this.#store, owner, grant))
@@ -260,10 +283,10 @@ export class LockFactory {
   #store
   #config
 
-  constructor(store, options = {}) {
+  constructor(store, options) {
+    const { retry, logger } = optional(options, 'options of `LockFactory`')
     coreStore(store)
     this.#store = store
-    const { retry, logger } = own(options)
     this.#config = new Resolved(policy(NO_LIMIT, retry), loggerOf(logger))
   }
 
@@ -272,7 +295,7 @@ export class LockFactory {
   }
 
   restoreLock(serialized) {
-    const { key, owner, ttl, expirationTime } = own(serialized)
+    const { key, owner, ttl, expirationTime } = optionsOf(serialized ?? null, 'serialized lock', InvalidArgumentsException)
     if (owner === undefined || owner === null) {
       throw new InvalidArgumentsException('What is to be restored has no owner')
     }
@@ -286,7 +309,7 @@ export class Verrou {
   #factories = new Map()
 
   constructor(config) {
-    this.#config = own(config)
+    this.#config = optionsOf(config ?? null, 'configuration of `Verrou`', InvalidArgumentsException)
     this.#logger = loggerOf(this.#config.logger)
   }
 
@@ -296,11 +319,16 @@ export class Verrou {
     if (known !== undefined) return known
     const { stores } = this.#config
     if (!name) throw new InvalidArgumentsException('No store provided')
-    if (!Object.hasOwn(stores, name)) {
-      const names = Object.keys(stores).join(', ')
-      throw new InvalidArgumentsException(`No store is called \`${name}\`: there are ${names}`)
+    const all = optional(stores, '`stores`')
+    if (typeof name !== 'string' || !Object.hasOwn(all, name)) {
+      const names = Object.keys(all).join(', ')
+      throw new InvalidArgumentsException(`No store is called ${described(name)}: there are ${names}`)
     }
-    const factory = new LockFactory(own(stores[name]).driver.factory(), { logger: this.#logger })
+    const { driver } = optional(all[name], `store \`${name}\``)
+    if (!hasMethod(driver, 'factory')) {
+      throw new InvalidArgumentsException(`The store \`${name}\` has no \`driver\` with a method \`factory\``)
+    }
+    const factory = new LockFactory(driver.factory(), { logger: this.#logger })
     this.#factories.set(name, factory)
     return factory
   }

@@ -2,6 +2,7 @@
 // Imported by the package's own name, which loads the core as the platform requires.
 import 'verrou-wasm'
 
+import { nameOf, ownerOf } from '../arguments.js'
 import { Lock as CoreLock, Retry, Store } from '../core/verrou.js'
 import { hasMethod, jsonOf } from '../options.js'
 import { coreStore as storeOf } from '../verrou.js'
@@ -63,11 +64,11 @@ export class MemoryStore {
   }
 
   #ask(key, ttl, ask) {
-    return translateErrors(() => used(new CoreLock(this.#core, key, ttl), ask))
+    return translateErrors(() => used(new CoreLock(this.#core, nameOf(key), ttl), ask))
   }
 
   #askFor(key, owner, ask) {
-    return translateErrors(() => used(heldLock(this.#core, key, coreOwner(owner), null), ask))
+    return translateErrors(() => used(heldLock(this.#core, nameOf(key), coreOwner(owner), null), ask))
   }
 
   /** Returns the core's store of `store`. */
@@ -101,7 +102,7 @@ function attempted(acquire) {
  * promise. The hash only has to distinguish the owners within one process.
  */
 function coreOwner(owner) {
-  if (typeof owner !== 'string') throw new InvalidArgumentsException('An owner is a string')
+  if (owner !== '') ownerOf(owner)
   if (HEX.test(owner)) return owner
   let hash = 0x6c62272e07bb014262b821756295c58dn
   for (const byte of new TextEncoder().encode(owner)) {
