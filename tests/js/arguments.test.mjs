@@ -39,7 +39,7 @@ function revoked() {
   return proxy
 }
 
-/** Values of every type, each made anew. */
+/** Values of every type, each made by a function. */
 const VALUES = {
   undefined: () => undefined,
   null: () => null,

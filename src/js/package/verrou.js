@@ -11,8 +11,7 @@ import {
 import { Lock as CoreLock, Retry, Store } from './core/verrou.js'
 import { assertUsable, errors } from './errors.js'
 import { hasMethod, own } from './options.js'
-
-const METHODS = ['save', 'delete', 'forceDelete', 'exists', 'extend']
+import { REQUIRED } from './store-methods.js'
 
 /** The core's store of each store object. */
 const coreStores = new WeakMap()
@@ -31,10 +30,10 @@ export function memoryStore() {
 export function coreStore(store) {
   const known = coreStores.get(store)
   if (known !== undefined) return known
-  const missing = METHODS.filter((method) => !hasMethod(store, method))
+  const missing = REQUIRED.filter((method) => !hasMethod(store, method))
   if (missing.length > 0) {
     throw new errors.E_INVALID_STORE(
-      `a store must be an object with the methods ${METHODS.join(', ')}; this one lacks ${missing.join(', ')}`
+      `a store must be an object with the methods ${REQUIRED.join(', ')}; this one lacks ${missing.join(', ')}`
     )
   }
   const made = Store.object(store)

@@ -11,7 +11,7 @@ import {
   translateErrors,
   translated,
 } from './errors.js'
-import { ONCE, OwnedStore, coreStore, drawnOwner, heldLock } from './stores.js'
+import { ONCE, coreStore, drawnOwner, heldLock, ownedStore } from './stores.js'
 
 export { E_LOCK_NOT_OWNED, E_LOCK_STORAGE_ERROR, errors }
 export { driver } from './stores.js'
@@ -202,7 +202,7 @@ export class Lock {
     coreStore(this.#store)
     const grant = drawnOwner()
     this.#owned = translateErrors(() => {
-      const store = coreStore(new OwnedStore(this.#store, owner, grant))
+      const store = coreStore(ownedStore(this.#store, owner, grant))
       return heldLock(store, this.#key, grant, this.#ttl, this.#expirationTime)
     })
     this.#isOwnedNext = true

@@ -5,6 +5,7 @@ import 'verrou-wasm'
 import { nameOf, ownerOf } from '../arguments.js'
 import { Lock as CoreLock, Retry, Store } from '../core/verrou.js'
 import { hasMethod, jsonOf } from '../options.js'
+import { ownedBy, wrapped } from '../store-methods.js'
 import { coreStore as storeOf } from '../verrou.js'
 import { E_LOCK_NOT_OWNED, InvalidArgumentsException, translateErrors } from './errors.js'
 import { ttlOf } from './duration.js'
@@ -120,56 +121,36 @@ export function coreStore(store) {
 }
 
 /**
- * A wrapper of a store that refuses an owner that holds the lock already, as this contract requires. The stores
- * of this package may grant it again. Stores that refuse by themselves pay for an additional request.
+ * Returns a wrapper of `store` that refuses an owner that holds the lock already, as this contract requires. The
+ * stores of this package may grant it again. Stores that refuse by themselves pay for an additional request.
  */
-class NotReentrant {
-  #store
-  #saves = new Map()
-
-  constructor(store) {
-    this.#store = store
-    // The core checks which of these exist.
-    for (const method of ['fence', 'wait', 'detach']) {
-      if (hasMethod(store, method)) this[method] = (...args) => store[method](...args)
-    }
-  }
-
-  /** Saves one after the other: otherwise one owner could be granted the lock twice between two operations. */
-  save(key, owner, ttl) {
-    const before = this.#saves.get(key) ?? Promise.resolve()
-    const saved = before.then(() => this.#save(key, owner, ttl))
-    const done = saved.then(
-      () => this.#forget(key, done),
-      () => this.#forget(key, done)
-    )
-    this.#saves.set(key, done)
-    return saved
-  }
-
-  async #save(key, owner, ttl) {
-    return !(await this.#store.exists(key)) && this.#store.save(key, owner, ttl)
-  }
-
-  #forget(key, done) {
-    if (this.#saves.get(key) === done) this.#saves.delete(key)
-  }
-
-  async delete(key, owner) {
-    await translateNotOwner(() => this.#store.delete(key, owner))
-  }
-
-  async forceDelete(key) {
-    await this.#store.forceDelete(key)
-  }
-
-  async exists(key) {
-    return this.#store.exists(key)
-  }
-
-  async extend(key, owner, duration) {
-    await translateNotOwner(() => this.#store.extend(key, owner, duration))
-  }
+function notReentrant(store) {
+  const saves = new Map()
+  return wrapped(store, {
+    /** Saves one after the other: otherwise one owner could be granted the lock twice between two operations. */
+    save(key, owner, ttl) {
+      const before = saves.get(key) ?? Promise.resolve()
+      const saved = before.then(async () => !(await store.exists(key)) && store.save(key, owner, ttl))
+      const end = () => {
+        if (saves.get(key) === done) saves.delete(key)
+      }
+      const done = saved.then(end, end)
+      saves.set(key, done)
+      return saved
+    },
+    async delete(key, owner) {
+      await translateNotOwner(() => store.delete(key, owner))
+    },
+    async forceDelete(key) {
+      await store.forceDelete(key)
+    },
+    async exists(key) {
+      return store.exists(key)
+    },
+    async extend(key, owner, duration) {
+      await translateNotOwner(() => store.extend(key, owner, duration))
+    },
+  })
 }
 
 async function translateNotOwner(ask) {
@@ -181,7 +162,8 @@ async function translateNotOwner(ask) {
   }
 }
 
-const notReentrant = new WeakMap()
+/** The wrapper of each store. */
+const wrappers = new WeakMap()
 
 export function driver(store) {
   coreStore(store)
@@ -190,75 +172,56 @@ export function driver(store) {
 
 /** Returns `store` with the contract of `@verrou/core`. */
 function withoutReentrancy(store) {
-  if (store instanceof MemoryStore || store instanceof NotReentrant) return store
-  const known = notReentrant.get(store)
+  if (store instanceof MemoryStore) return store
+  const known = wrappers.get(store)
   if (known !== undefined) return known
-  const made = new NotReentrant(store)
-  notReentrant.set(store, made)
+  const made = notReentrant(store)
+  wrappers.set(store, made)
+  // A wrapper needs none.
+  wrappers.set(made, made)
   return made
 }
 
 /**
- * A wrapper of a store for one owner, which may be any text. It replaces the core's owner tokens, one for each
- * acquisition, by that owner.
+ * Returns a wrapper of `store` for one owner, which may be any text. It replaces the core's owner tokens, one for each
+ * acquisition, by that owner. `granted` is the core's owner token of the grant that is held already.
  *
  * An acquisition must not release the grant of another. The store cannot distinguish them, but this wrapper can.
  */
-export class OwnedStore {
-  #store
-  #owner
-  #grant
-
-  /** `grant` is the core's owner token of the grant that is held already. */
-  constructor(store, owner, grant) {
-    // Stores with `wait` are this package's; the stores of `@verrou/core` refuse by themselves.
-    this.#store = hasMethod(store, 'wait') ? withoutReentrancy(store) : store
-    this.#owner = owner
-    this.#grant = grant
-    if (hasMethod(store, 'fence')) this.fence = (key) => store.fence(key, owner)
-    if (hasMethod(store, 'wait')) {
-      this.wait = (key, atMost, signal) => store.wait(key, atMost, signal)
-    }
-    if (hasMethod(store, 'detach')) {
-      this.detach = (key, grant) => {
-        this.#assertGrant(grant)
-        return store.detach(key, owner)
+export function ownedStore(store, owner, granted) {
+  // Stores with `wait` are this package's; the stores of `@verrou/core` refuse by themselves.
+  const owned = ownedBy(hasMethod(store, 'wait') ? withoutReentrancy(store) : store, owner)
+  const assertGrant = (grant) => {
+    if (grant !== granted) throw new E_LOCK_NOT_OWNED()
+  }
+  return wrapped(owned, {
+    async save(key, grant, ttl) {
+      try {
+        const saved = await owned.save(key, owner, ttl)
+        if (saved) granted = grant
+        return saved
+      } catch (error) {
+        // The lock may have been granted: the core is about to release it.
+        granted ??= grant
+        throw error
       }
-    }
-  }
-
-  async save(key, grant, ttl) {
-    try {
-      const saved = await this.#store.save(key, this.#owner, ttl)
-      if (saved) this.#grant = grant
-      return saved
-    } catch (error) {
-      // The lock may have been granted: the core is about to release it.
-      this.#grant ??= grant
-      throw error
-    }
-  }
-
-  async delete(key, grant) {
-    this.#assertGrant(grant)
-    await this.#store.delete(key, this.#owner)
-    if (this.#grant === grant) this.#grant = undefined
-  }
-
-  forceDelete(key) {
-    return this.#store.forceDelete(key)
-  }
-
-  exists(key) {
-    return this.#store.exists(key)
-  }
-
-  extend(key, grant, ttl) {
-    this.#assertGrant(grant)
-    return this.#store.extend(key, this.#owner, ttl)
-  }
-
-  #assertGrant(grant) {
-    if (grant !== this.#grant) throw new E_LOCK_NOT_OWNED()
-  }
+    },
+    async delete(key, grant) {
+      assertGrant(grant)
+      await owned.delete(key, owner)
+      if (granted === grant) granted = undefined
+    },
+    extend(key, grant, ttl) {
+      assertGrant(grant)
+      return owned.extend(key, owner, ttl)
+    },
+    renew(key, grant, ttl, fence) {
+      assertGrant(grant)
+      return owned.renew(key, owner, ttl, fence)
+    },
+    detach(key, grant) {
+      assertGrant(grant)
+      return owned.detach(key, owner)
+    },
+  })
 }
