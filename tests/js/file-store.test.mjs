@@ -239,6 +239,13 @@ test('an invalid ttl is refused and acquires nothing', options, async (t) => {
   await assert.rejects(store.extend('x', owner, NaN), { code: 'E_INVALID_TTL' })
 })
 
+test('an unknown option is refused', () => {
+  for (const wrong of [{ ttl: 1 }, { dir: 'x' }, { anyFilesystem: true }]) {
+    const [name] = Object.keys(wrong)
+    assert.throws(() => fileStore('locks', wrong), (error) => error.code === 'E_INVALID_ARGUMENT' && error.message.includes(`\`${name}\``))
+  }
+})
+
 test('a name is any text of 1 to 1,024 bytes, and an invalid name affects no other request', options, async (t) => {
   const { open } = await place(t)
   const store = open()

@@ -215,6 +215,28 @@ test('invalid input is refused with its own error code', async () => {
   assert.equal(await lock.isLocked(), false)
 })
 
+test('an unknown option is an error that names it and where it belongs', async () => {
+  const lock = memory().createLock('one')
+  const refused = (code, ...parts) => (error) => {
+    coded(code)(error)
+    for (const part of parts) assert.ok(error.message.includes(part), `${part} in: ${error.message}`)
+    return true
+  }
+  // Without this error it would wait without a limit.
+  await assert.rejects(lock.acquire({ timeout: 100 }), refused('E_INVALID_ARGUMENT', '`timeout`', '{ retry: { timeout: … } }'))
+  await assert.rejects(lock.acquire({ ttl: 100 }), refused('E_INVALID_ARGUMENT', '`ttl`', 'the second argument of `createLock`'))
+  await assert.rejects(lock.acquire({ retries: 1 }), refused('E_INVALID_ARGUMENT', '`retries`', 'which has `retry`'))
+  await assert.rejects(lock.acquire({ retry: { signal: 1 } }), refused('E_INVALID_RETRY', '`signal`', 'an option of `acquire`'))
+  await assert.rejects(lock.acquire({ retry: { retries: 1 } }), refused('E_INVALID_RETRY', '`retries`', 'which has `attempts`'))
+  await assert.rejects(lock.run(() => 1, { delay: 1 }), refused('E_INVALID_ARGUMENT', '`delay`', '`retry`'))
+  await assert.rejects(lock.runImmediately(() => 1, { retry: {} }), refused('E_INVALID_ARGUMENT', '`retry`', 'an option of `acquire`, `run`'))
+  const store = memoryStore()
+  assert.throws(() => new LockFactory(store, { attempts: 1 }), refused('E_INVALID_ARGUMENT', '`attempts`', '{ retry: { attempts: … } }'))
+  assert.throws(() => new LockFactory(store, { label: 'x' }), refused('E_INVALID_ARGUMENT', '`label`', 'an option of `fileStore`, `serverStore`'))
+  assert.throws(() => new Verrou({ stores: { store }, store }), refused('E_INVALID_ARGUMENT', '`store`', '`default`, `stores`, `retry`'))
+  assert.equal(await lock.isLocked(), false)
+})
+
 test('lengths of time are read as in Verrou', async () => {
   const factory = memory()
   for (const [ttl, millis] of [

@@ -117,15 +117,67 @@ export function isUrl(value) {
   }
 }
 
-/** Returns a copy of the options of `where`; throws an error of the class `Invalid` if there are none to read. */
-export function optionsOf(options, where, Invalid = errors.E_INVALID_ARGUMENT) {
-  if (options === undefined) return own()
-  if (typeof options !== 'object' || options === null) {
-    throw new Invalid(`invalid ${where}: an object is expected, not ${described(options)}`)
+/** The options of each function, and the members of those that are objects. */
+const KNOWN = {
+  acquire: ['retry', 'signal'],
+  run: ['retry', 'signal', 'renew'],
+  runImmediately: ['signal', 'renew'],
+  LockFactory: ['retry'],
+  Verrou: ['default', 'stores', 'retry'],
+  retry: ['attempts', 'delay', 'maxDelay', 'timeout'],
+  fileStore: ['command', 'idle', 'label', 'group', 'anyFileSystem'],
+  serverStore: ['command', 'idle', 'label'],
+  webStore: ['name'],
+}
+
+/** Where else a value is given that is not an option. */
+const ELSEWHERE = {
+  ttl: 'it is the second argument of `createLock`',
+  owner: 'every acquisition draws its own',
+  key: 'the name is the first argument of `createLock`',
+}
+
+/**
+ * Returns a copy of the options of `where`, a member of `KNOWN`. Throws an error of the class `Invalid` if they cannot
+ * be read, or if one is unknown: it would have no effect, and a wait without its time limit does not end.
+ */
+export function optionsOf(where, options, Invalid = errors.E_INVALID_ARGUMENT) {
+  const read = objectOf(`options of \`${where}\``, options, Invalid)
+  const unknown = Object.keys(read).find((name) => !KNOWN[where].includes(name))
+  if (unknown === undefined) return read
+  throw new Invalid(
+    `\`${shownName(unknown)}\` is not an option of \`${where}\`, which has ${listed(KNOWN[where])}${placeOf(unknown, where)}`
+  )
+}
+
+/** Returns a copy of the object `object`, called `what` in errors, that inherits nothing. */
+export function objectOf(what, object, Invalid = errors.E_INVALID_ARGUMENT) {
+  if (object === undefined) return own()
+  if (typeof object !== 'object' || object === null) {
+    throw new Invalid(`invalid ${what}: an object is expected, not ${described(object)}`)
   }
   try {
-    return own(options)
+    return own(object)
   } catch (cause) {
-    throw new Invalid(`invalid ${where}: a member cannot be read`, { cause })
+    throw new Invalid(`invalid ${what}: a member cannot be read`, { cause })
   }
+}
+
+/** Returns the end of an error message that says where the option `name` belongs, if it belongs anywhere. */
+function placeOf(name, where) {
+  if (Object.hasOwn(ELSEWHERE, name)) return `; ${ELSEWHERE[name]}`
+  const places = Object.keys(KNOWN).filter((place) => place !== where && KNOWN[place].includes(name))
+  if (places.length === 0) return ''
+  if (places[0] === 'retry' && KNOWN[where].includes('retry')) {
+    return `; it belongs into \`retry\`: { retry: { ${name}: … } }`
+  }
+  return `; it is an option of ${listed(places)}`
+}
+
+function listed(names) {
+  return names.map((name) => `\`${name}\``).join(', ')
+}
+
+function shownName(name) {
+  return described(name).slice(1, -1)
 }

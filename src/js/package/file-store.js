@@ -18,7 +18,7 @@ export function fileStore(dir, options) {
 
 class FileStore extends CommandStore {
   constructor(dir, options) {
-    const wanted = optionsOf(options, 'options of `fileStore`')
+    const wanted = optionsOf('fileStore', options)
     const { group, anyFileSystem = false } = wanted
     const path = isUrl(dir) && dir.protocol === 'file:' ? fileURLToPath(dir) : dir
     if (typeof path !== 'string' || path === '') {

@@ -361,7 +361,8 @@ export interface LockErrorClass<Code extends ErrorCode> {
  * - `E_LOCK_STORAGE_ERROR`: the store failed; `cause` is the error that it threw.
  * - `E_LOCK_NOT_SERIALIZABLE`: the store's leases cannot be transferred.
  * - `E_LOCK_PANICKED`: internal error, please report it; the module must be reloaded.
- * - `E_INVALID_ARGUMENT`, `E_INVALID_NAME`, `E_INVALID_RETRY`, `E_INVALID_SERIALIZED_LOCK`, `E_INVALID_STORE`,
+ * - `E_INVALID_ARGUMENT`: an argument has the wrong type, or an option is unknown; the message says which.
+ * - `E_INVALID_NAME`, `E_INVALID_RETRY`, `E_INVALID_SERIALIZED_LOCK`, `E_INVALID_STORE`,
  *   `E_INVALID_TTL`, `E_UNKNOWN_STORE`: the message says what is wrong.
  */
 export const errors: { readonly [Code in ErrorCode]: LockErrorClass<Code> }

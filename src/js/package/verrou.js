@@ -3,6 +3,7 @@ import {
   callbackOf,
   described,
   nameOf,
+  objectOf,
   optionsOf,
   serializedOf,
   signalOf,
@@ -43,7 +44,7 @@ export function coreStore(store) {
 
 function policy(base, retry) {
   if (retry === undefined) return base
-  const { attempts, delay, maxDelay, timeout } = optionsOf(retry, '`retry`', errors.E_INVALID_RETRY)
+  const { attempts, delay, maxDelay, timeout } = optionsOf('retry', retry, errors.E_INVALID_RETRY)
   return base.with(attempts, delay, maxDelay, timeout)
 }
 
@@ -181,7 +182,7 @@ export class Lock {
     if (options === undefined) {
       await this.#core.acquire(this.#retry, false)
     } else {
-      const { retry: wanted, signal } = optionsOf(options, 'options of `acquire`')
+      const { retry: wanted, signal } = optionsOf('acquire', options)
       const retry = policy(this.#retry, wanted)
       await unlessAborted(signalOf(signal), (aborted) => this.#core.acquire(retry, false, aborted))
     }
@@ -197,12 +198,12 @@ export class Lock {
   }
 
   async run(callback, options) {
-    const { retry, signal, renew } = optionsOf(options, 'options of `run`')
+    const { retry, signal, renew } = optionsOf('run', options)
     return this.#run(callback, retry, signal, renew)
   }
 
   async runImmediately(callback, options) {
-    const { signal, renew } = optionsOf(options, 'options of `runImmediately`')
+    const { signal, renew } = optionsOf('runImmediately', options)
     return this.#run(callback, own({ attempts: 1 }), signal, renew)
   }
 
@@ -308,7 +309,7 @@ export class LockFactory {
 
   constructor(store, options) {
     assertUsable()
-    const { retry } = optionsOf(options, 'options of `LockFactory`')
+    const { retry } = optionsOf('LockFactory', options)
     this.#store = coreStore(store)
     this.#retry = policy(new Retry(), retry)
   }
@@ -329,11 +330,11 @@ export class Verrou {
   #factories = new Map()
 
   constructor(config) {
-    const { default: byDefault, stores, retry } = optionsOf(config, 'configuration of `Verrou`')
+    const { default: byDefault, stores, retry } = optionsOf('Verrou', config)
     if (stores === undefined) {
       throw new errors.E_INVALID_STORE('the configuration lacks `stores`, an object with a store for each name')
     }
-    this.#config = { byDefault, stores: optionsOf(stores, '`stores`', errors.E_INVALID_STORE), retry }
+    this.#config = { byDefault, stores: objectOf('`stores`', stores, errors.E_INVALID_STORE), retry }
     if (byDefault !== undefined) this.#assertKnown(byDefault)
   }
 

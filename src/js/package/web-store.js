@@ -29,7 +29,7 @@ class WebStore {
   #closed = false
 
   constructor(options) {
-    const { name = 'verrou' } = optionsOf(options, 'options of `webStore`')
+    const { name = 'verrou' } = optionsOf('webStore', options)
     if (typeof name !== 'string') throw invalid('`name`', 'a string', name)
     assertPresent()
     this.#name = name

@@ -98,7 +98,7 @@ class WaitingStore extends MapStore {
   }
 }
 
-test('a wait that ends without a grant gives up its place in the queue', options, async () => {
+test('a wait that ends without a grant leaves no place in the queue', options, async () => {
   for (const owner of [undefined, 'me']) {
     const store = new WaitingStore()
     await store.save('foo', 'holder', 60_000)
@@ -120,7 +120,7 @@ function place(t) {
   return { files, store: driver(files).factory() }
 }
 
-test('a free lock is granted to a newcomer after a wait that gave up', options, async (t) => {
+test('a free lock is granted to a newcomer after a wait that ended without a grant', options, async (t) => {
   for (const owner of [undefined, 'me']) {
     const { files, store } = place(t)
     const holder = new Lock('foo', store, config())

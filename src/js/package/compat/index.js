@@ -1,4 +1,4 @@
-import { callbackOf, described, nameOf, optionsOf, ownerOf } from '../arguments.js'
+import { callbackOf, described, nameOf, objectOf, ownerOf } from '../arguments.js'
 import { Lock as CoreLock, Retry } from '../core/verrou.js'
 import { assertUsable } from '../errors.js'
 import { hasMethod } from '../options.js'
@@ -25,7 +25,7 @@ const NO_LIMIT = new Retry()
 
 /** Returns a copy of the options of `where`. `null` is as `undefined`, as in `@verrou/core`. */
 function optional(options, where) {
-  return optionsOf(options ?? undefined, where, InvalidArgumentsException)
+  return objectOf(where, options ?? undefined, InvalidArgumentsException)
 }
 
 function policy(base, retry) {
@@ -295,7 +295,7 @@ export class LockFactory {
   }
 
   restoreLock(serialized) {
-    const { key, owner, ttl, expirationTime } = optionsOf(serialized ?? null, 'serialized lock', InvalidArgumentsException)
+    const { key, owner, ttl, expirationTime } = objectOf('serialized lock', serialized ?? null, InvalidArgumentsException)
     if (owner === undefined || owner === null) {
       throw new InvalidArgumentsException('What is to be restored has no owner')
     }
@@ -309,7 +309,7 @@ export class Verrou {
   #factories = new Map()
 
   constructor(config) {
-    this.#config = optionsOf(config ?? null, 'configuration of `Verrou`', InvalidArgumentsException)
+    this.#config = objectOf('configuration of `Verrou`', config ?? null, InvalidArgumentsException)
     this.#logger = loggerOf(this.#config.logger)
   }
 
