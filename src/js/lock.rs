@@ -288,6 +288,12 @@ impl Held {
         Some(millis(left))
     }
 
+    /// Whether the owner has released the lock.
+    #[wasm_bindgen(getter, js_name = isReleased)]
+    pub fn is_released(&self) -> bool {
+        self.acquisition.is_released()
+    }
+
     /// Renews the lease until `finished` resolves. Returns the error if the lease was lost.
     pub fn keep(&self, finished: Promise) -> Result<JsValue, JsValue> {
         let (lock, acquisition) = (Rc::clone(&self.lock), self.acquisition.clone());

@@ -119,6 +119,65 @@ test('the signal is aborted when a renewed lease is revoked', async () => {
   await assert.rejects(run, (error) => coded('E_LOCK_LOST')(error) && error.value === 'revoked')
 })
 
+for (const renew of [false, true]) {
+  const how = renew ? 'with renewal' : 'without renewal'
+
+  test(`a work that releases the lock itself is no loss, ${how}`, async () => {
+    for (const make of [memoryStore, () => new MapStore()]) {
+      const lock = new LockFactory(make()).createLock('one', 40)
+      const ran = lock.run(
+        async ({ signal }) => {
+          const aborted = new Promise((resolve) => signal.addEventListener('abort', () => resolve('aborted')))
+          await lock.release()
+          return Promise.race([aborted, sleep(120, 'released')])
+        },
+        { renew }
+      )
+      assert.equal(await ran, 'released')
+    }
+  })
+
+  test(`a run throws the loss that its signal reported when the store fails, ${how}`, async () => {
+    const store = new MapStore()
+    const lock = new LockFactory(store).createLock('one', 40)
+    const failing = () => {
+      throw new Error('the disk is full')
+    }
+    const run = lock.run(
+      async ({ signal }) => {
+        store.extend = failing
+        await new Promise((resolve) => signal.addEventListener('abort', resolve))
+        store.delete = failing
+        return signal.reason
+      },
+      { renew }
+    )
+    await assert.rejects(run, (error) => coded('E_LOCK_LOST')(error) && coded('E_LOCK_LOST')(error.value))
+  })
+}
+
+test('a run throws the loss that its signal reported when the store still has the record', async () => {
+  // This store does not end its records.
+  const lock = new LockFactory(new MapStore()).createLock('one', 20)
+  let reason
+  const run = lock.run(async ({ signal }) => {
+    await new Promise((resolve) => signal.addEventListener('abort', resolve))
+    reason = signal.reason
+    return 'late'
+  })
+  await assert.rejects(run, (error) => error === reason && coded('E_LOCK_LOST')(error) && error.value === 'late')
+  assert.equal(await lock.isLocked(), false)
+})
+
+test('a work that throws the reason of its signal throws it', async () => {
+  const lock = new LockFactory(new MapStore()).createLock('one', 20)
+  const run = lock.run(async ({ signal }) => {
+    await new Promise((resolve) => signal.addEventListener('abort', resolve))
+    signal.throwIfAborted()
+  })
+  await assert.rejects(run, (error) => coded('E_LOCK_LOST')(error) && error.suppressed === undefined)
+})
+
 test('a signal cancels the wait', async () => {
   const factory = memory()
   const held = factory.createLock('one', null)

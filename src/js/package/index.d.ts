@@ -89,9 +89,12 @@ export interface Lock {
   /**
    * Acquires the lock, does the work, releases the lock, and returns the work's result.
    *
-   * @throws The error of the work. If the lock was lost meanwhile, or could not be released, throws
-   *   `E_LOCK_LOST` or `E_LOCK_STORAGE_ERROR` instead, with the work's result in `value` or its error in
-   *   `suppressed`. Throws as `acquire` if the work was not begun.
+   * The work may release the lock itself, which is no loss. (If another object does, such as a restored lock, it is a
+   * loss in a store without `renew`, whose records do not show a release.)
+   *
+   * @throws The error of the work. If the lock was lost meanwhile, throws `E_LOCK_LOST` instead: always if the `signal`
+   *   of the lease was aborted. If the lock could not be released, throws `E_LOCK_STORAGE_ERROR`. Both have the work's
+   *   result in `value` or its error in `suppressed`. Throws as `acquire` if the work was not begun.
    */
   run<T>(work: (lease: Lease) => T | Promise<T>, options?: RunOptions): Promise<T>
   /**

@@ -93,9 +93,14 @@ class Lease {
     lease.#keeping = new Renewal(lease.#held)
   }
 
-  /** Ends the renewal, or the watch, of the lease. Called by `run`. */
+  /**
+   * Ends the renewal, or the watch, of the lease. Returns the loss that its signal has reported, if any. Called by
+   * `run`.
+   */
   static async end(lease) {
     await lease.#keeping?.end()
+    const signal = lease.#keeping?.signal
+    return signal?.aborted ? signal.reason : undefined
   }
 }
 
@@ -120,7 +125,7 @@ class ExpiryWatch {
 
   #check() {
     const left = this.#held.remaining()
-    if (left === undefined) return
+    if (left === undefined || this.#held.isReleased) return
     if (left <= 0) return this.#controller.abort(lost())
     this.#timer = setTimeout(() => this.#check(), Math.min(Math.ceil(left), 2 ** 31 - 1))
   }
@@ -275,8 +280,8 @@ export class Lock {
 }
 
 /**
- * Calls `callback`, then releases the lock. If the release fails, its error has the callback's result in `value`, or
- * the callback's error in `suppressed`.
+ * Calls `callback`, then releases the lock. If the lock was lost, or the release fails, the error has the callback's
+ * result in `value`, or the callback's error in `suppressed`.
  */
 async function runAndRelease(held, callback, renew) {
   const lease = new Lease(held)
@@ -289,18 +294,30 @@ async function runAndRelease(held, callback, renew) {
     failed = true
     failure = error
   }
-  try {
-    await Lease.end(lease)
-    await held.release()
-  } catch (error) {
-    if (failed) error.suppressed = failure
-    else error.value = value
-    throw error
-  } finally {
-    held.free()
+  const loss = await ended(lease, held)
+  if (loss !== undefined && loss !== failure) {
+    if (failed) loss.suppressed = failure
+    else loss.value = value
+    throw loss
   }
   if (failed) throw failure
   return value
+}
+
+/** Releases the lock. Returns the loss that the lease's signal has reported, or else the error of the release. */
+async function ended(lease, held) {
+  let loss
+  try {
+    loss = await Lease.end(lease)
+    await held.release()
+    return loss
+  } catch (error) {
+    if (loss === undefined || error.code === 'E_LOCK_LOST') return error
+    // The lock is lost in any case, so that the store's error is only the cause.
+    return new errors.E_LOCK_LOST(loss.message, { cause: error })
+  } finally {
+    held.free()
+  }
 }
 
 export class LockFactory {
