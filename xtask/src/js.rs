@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use wasm_bindgen_cli_support::Bindgen;
 use xshell::{Shell, cmd};
 
@@ -35,6 +35,7 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
         .remove_name_section(true)
         .remove_producers_section(true)
         .generate(&core)?;
+    use_own_microtasks(&core.join("verrou.js"))?;
     let bound = core.join("verrou_bg.wasm");
     let optimize = component::optimizer(shell)?;
     cmd!(
@@ -56,6 +57,19 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
         component::gzipped(&bytes)?
     );
     Ok(package)
+}
+
+/// Makes the bindings in the file `bindings` call the `queueMicrotask` of the package: fake timers replace the
+/// runtime's.
+fn use_own_microtasks(bindings: &Path) -> Result<()> {
+    let text = fs::read_to_string(bindings)?;
+    ensure!(
+        text.contains(" queueMicrotask("),
+        "the core's bindings do not call `queueMicrotask` any more; see `microtask.js` of the package"
+    );
+    let import = "import { queueMicrotask } from '../microtask.js';\n";
+    fs::write(bindings, format!("{import}{text}"))?;
+    Ok(())
 }
 
 /// Builds the package and runs its tests: in Node.js, packed and installed, together with the locks of

@@ -1,6 +1,7 @@
 import { callbackOf } from './arguments.js'
 import { setEventListener } from './core/verrou.js'
 import { assertUsable } from './errors.js'
+import { queueMicrotask } from './microtask.js'
 
 /** The functions that get the events, each in an object of its own: one function may listen twice. */
 const listeners = new Set()

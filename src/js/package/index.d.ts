@@ -317,8 +317,8 @@ export interface LockEvent {
 
 /**
  * Calls `listener` with each event of the locks of this module, in order, until the returned function is called. No
- * event has an owner token. `listener` runs in a microtask, so it may use locks; an error that it throws is an uncaught
- * one. Without a listener, no events are made.
+ * event has an owner token. `listener` runs in a microtask, so it may use locks; an error that it throws is an
+ * unhandled rejection. Without a listener, no events are made.
  */
 export function onEvent(listener: (event: LockEvent) => void): () => void
 
