@@ -1,29 +1,27 @@
 /** The package as npm packs it, in projects without other dependencies. */
 import assert from 'node:assert/strict'
-import { execFile, execFileSync } from 'node:child_process'
-import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { homedir, tmpdir } from 'node:os'
+import { execFile } from 'node:child_process'
+import { cpSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { homedir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { after, before, test } from 'node:test'
 import { promisify } from 'node:util'
 
+import { built, install, outside } from './installed.mjs'
+
 const run = promisify(execFile)
 const here = import.meta.dirname
-const built = resolve(here, '../../target/js')
 const bin = (name) => join(here, 'node_modules/.bin', name)
 
 let directory
 let tarball
+let remove
 
 before(() => {
-  directory = mkdtempSync(join(tmpdir(), 'verrou-wasm-'))
-  execFileSync('npm', ['pack', built, '--pack-destination', directory, '--loglevel=error'])
-  ;[tarball] = readdirSync(directory).filter((name) => name.endsWith('.tgz'))
-  writeFileSync(join(directory, 'package.json'), '{"type":"module","private":true}')
-  execFileSync('npm', ['install', `./${tarball}`, '--no-audit', '--no-fund', '--offline', '--loglevel=error'], { cwd: directory })
+  ;({ directory, tarball, remove } = install())
 })
 
-after(() => rmSync(directory, { recursive: true }))
+after(() => remove())
 
 test('the tarball contains all files, and no path of this machine', async () => {
   const { stdout } = await run('tar', ['-tf', join(directory, tarball)])
@@ -57,12 +55,6 @@ test('the snippets of the page on usage run', async () => {
   assert.match(stdout, /^# fail 0$/m)
 })
 
-/** Returns the environment for a nested test runner, which would otherwise report to the outer one. */
-function outside() {
-  const { NODE_TEST_CONTEXT, ...env } = process.env
-  return env
-}
-
 test('the program in the README runs', async () => {
   const readme = readFileSync(join(built, 'README.md'), 'utf8')
   const [snippet] = readme.split('```js\n')[1].split('```')
@@ -95,29 +87,4 @@ test('the linters of packages report nothing', async () => {
   await linted.catch((error) => assert.fail(error.stdout))
   const resolved = run(bin('attw'), [join(directory, tarball), '--profile', 'esm-only', '--no-color', '--no-emoji'])
   await resolved.catch((error) => assert.fail(error.stdout))
-})
-
-test('a bundler bundles it for a browser, and for Node.js', async () => {
-  writeFileSync(join(directory, 'app.mjs'), "export { Verrou, memoryStore } from 'verrou-wasm'\n")
-  const { build } = await import('vite')
-  const built = await build({
-    root: directory,
-    logLevel: 'error',
-    build: { target: 'esnext', write: false, assetsInlineLimit: 0, lib: { entry: 'app.mjs', formats: ['es'], fileName: 'app' } },
-  })
-  const output = built[0].output.map(({ fileName, code }) => [fileName, code])
-  assert.ok(output.some(([, code]) => code?.includes('E_LOCK_TIMEOUT')))
-  const bundle = output.find(([name]) => name.endsWith('.js'))[1]
-  assert.doesNotMatch(bundle, /node:fs/)
-
-  const { build: bundled } = await import('esbuild')
-  const outfile = join(directory, 'out/node.mjs')
-  await bundled({ absWorkingDir: directory, entryPoints: ['app.mjs'], bundle: true, platform: 'node', format: 'esm', outfile, logLevel: 'error' })
-  cpSync(join(directory, 'node_modules/verrou-wasm/core/verrou_bg.wasm'), join(directory, 'out/core/verrou_bg.wasm'))
-  writeFileSync(
-    join(directory, 'out/use.mjs'),
-    "import { Verrou, memoryStore } from './node.mjs'\nconst lock = new Verrou({ default: 'm', stores: { m: memoryStore() } }).createLock('x')\nconsole.log(await lock.run(() => 'bundled'))"
-  )
-  const { stdout } = await run(process.execPath, ['out/use.mjs'], { cwd: directory })
-  assert.equal(stdout, 'bundled\n')
 })

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use wasm_encoder::RawSection;
@@ -14,7 +14,7 @@ use wit_parser::WorldKey;
 use xshell::{Shell, cmd};
 
 use crate::wasm::Toolchain;
-use crate::{NotHere, javascript, project};
+use crate::{javascript, project};
 
 /// Returns the directory of the built components.
 pub(crate) fn directory() -> PathBuf {
@@ -86,31 +86,10 @@ fn without_names(component: &[u8]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Returns the path of `wasm-opt`, and installs its npm package in `target/tools` first if needed.
+/// Returns the path of `wasm-opt`, and installs its npm package first if needed.
 pub(crate) fn optimizer(shell: &Shell) -> Result<PathBuf> {
-    let packages = project().join("xtask/tools/binaryen");
-    let directory = project().join("target/tools/binaryen");
-    let (installed, wanted) = (
-        directory.join("installed.json"),
-        shell.read_file(packages.join("package-lock.json"))?,
-    );
-    if !shell
-        .read_file(&installed)
-        .is_ok_and(|installed| installed == wanted)
-    {
-        let npm = cmd!(shell, "npm --version").quiet().ignore_stdout();
-        ensure!(
-            npm.ignore_stderr().run().is_ok(),
-            NotHere("`npm` is not installed, which fetches the optimizer `wasm-opt`".into())
-        );
-        shell.create_dir(&directory)?;
-        for file in ["package.json", "package-lock.json"] {
-            shell.copy_file(packages.join(file), directory.join(file))?;
-        }
-        javascript::install(shell, &directory)?;
-        shell.write_file(installed, wanted)?;
-    }
-    Ok(directory.join("node_modules/binaryen/bin/wasm-opt"))
+    let packages = javascript::tool(shell, "binaryen", "the optimizer `wasm-opt`")?;
+    Ok(packages.join("binaryen/bin/wasm-opt"))
 }
 
 /// Returns a text with the component's size, imports and exports.

@@ -45,6 +45,34 @@ pub(crate) fn install(shell: &Shell, directory: &Path) -> Result<PathBuf> {
     Ok(directory.to_owned())
 }
 
+/// Returns the directory of the npm packages that `xtask/tools/{name}` lists, for the program `what`. Installs them
+/// in `target/tools` first if needed.
+pub(crate) fn tool(shell: &Shell, name: &str, what: &str) -> Result<PathBuf> {
+    let packages = project().join("xtask/tools").join(name);
+    let directory = project().join("target/tools").join(name);
+    let (installed, wanted) = (
+        directory.join("installed.json"),
+        shell.read_file(packages.join("package-lock.json"))?,
+    );
+    if !shell
+        .read_file(&installed)
+        .is_ok_and(|installed| installed == wanted)
+    {
+        let npm = cmd!(shell, "npm --version").quiet().ignore_stdout();
+        ensure!(
+            npm.ignore_stderr().run().is_ok(),
+            NotHere(format!("`npm` is not installed, which fetches {what}"))
+        );
+        shell.create_dir(&directory)?;
+        for file in ["package.json", "package-lock.json"] {
+            shell.copy_file(packages.join(file), directory.join(file))?;
+        }
+        install(shell, &directory)?;
+        shell.write_file(installed, wanted)?;
+    }
+    Ok(directory.join("node_modules"))
+}
+
 fn install_locked(shell: &Shell, directory: &Path) -> Result<()> {
     let quietly = ["--no-audit", "--no-fund", "--loglevel=error"];
     cmd!(
@@ -205,6 +233,7 @@ mod tests {
             "host/benches/locks",
             "tests/js",
             "xtask/tools/binaryen",
+            "xtask/tools/esbuild",
         ] {
             let lock_file = project().join(directory).join("package-lock.json");
             check_lock_file(&fs::read_to_string(lock_file).unwrap()).unwrap();

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use wasm_bindgen_cli_support::Bindgen;
 use xshell::{Shell, cmd};
 
@@ -50,6 +52,13 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
     }
 
     let bytes = fs::read(&bound)?;
+    // Inline, because a bundler for Node.js moves the modules, but not the file beside them.
+    let text = BASE64_STANDARD.encode(&bytes);
+    fs::write(
+        core.join("bytes.js"),
+        format!("export const base64 = '{text}';\n"),
+    )?;
+    convert_to_commonjs(shell, &package)?;
     println!(
         "{}: core {} bytes, {} gzipped",
         package.display(),
@@ -70,6 +79,60 @@ fn use_own_microtasks(bindings: &Path) -> Result<()> {
     let import = "import { queueMicrotask } from '../microtask.js';\n";
     fs::write(bindings, format!("{import}{text}"))?;
     Ok(())
+}
+
+/// Writes the modules of `package` as `CommonJS` to its directory `cjs`, with their types.
+fn convert_to_commonjs(shell: &Shell, package: &Path) -> Result<()> {
+    let tool = javascript::tool(shell, "esbuild", "the converter `esbuild`")?;
+    let esbuild = tool.join("esbuild/bin/esbuild");
+    let _directory = shell.push_dir(package);
+    let mut modules = Vec::new();
+    let mut types = Vec::new();
+    for path in files_in(package)? {
+        let relative = path.strip_prefix(package)?.to_owned();
+        match path.to_string_lossy() {
+            // Loads the core asynchronously, which CommonJS cannot do.
+            name if name.ends_with("browser.js") => {}
+            name if name.ends_with(".js") => modules.push(relative),
+            name if name.ends_with(".d.ts") => types.push(relative),
+            _ => {}
+        }
+    }
+    cmd!(
+        shell,
+        "node {esbuild} {modules...} --format=cjs --platform=node --target=node20 --outdir=cjs --outbase=. --log-level=warning"
+    )
+    .quiet()
+    .run()?;
+    // In CommonJS the package's own name may be the other form of its modules.
+    let stores = package.join("cjs/compat/stores.js");
+    let text = fs::read_to_string(&stores)?;
+    let own = "require(\"verrou-wasm\")";
+    ensure!(
+        text.contains(own),
+        "`compat/stores.js` does not load the core"
+    );
+    fs::write(&stores, text.replace(own, "require(\"../node.js\")"))?;
+    for path in types {
+        shell.copy_file(&path, Path::new("cjs").join(&path))?;
+    }
+    shell.write_file("cjs/package.json", "{ \"type\": \"commonjs\" }\n")?;
+    Ok(())
+}
+
+/// Returns the files in `directory` and in its subdirectories, in order.
+fn files_in(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.extend(files_in(&path)?);
+        } else {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// Builds the package and runs its tests: in Node.js, packed and installed, together with the locks of
