@@ -2,9 +2,11 @@
 
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
+use core::cell::Cell;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
+use core::time::Duration;
 
 use js_sys::Promise;
 use wasm_bindgen::JsValue;
@@ -18,16 +20,47 @@ use super::store::{Store, poll_asking};
 use crate::claim::{Fence, Owner};
 use crate::error::Error;
 use crate::held_lease::Acquisition;
+use crate::lease::Lease;
 use crate::nonblocking::{self, AsyncHost, LockFactory};
 use crate::serialized::{InvalidSerializedLock, SerializedLock};
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
 
 type Inner = nonblocking::Lock<Store, JavaScript>;
+
+/// The expiry of a lease by the wall clock. That clock does not stop while the machine is suspended; the clock of
+/// `performance.now` does on some systems.
+#[derive(Debug, Default)]
+struct WallExpiry(Cell<Option<(Timestamp, Duration)>>);
+
+impl WallExpiry {
+    /// The resolution of the wall clock.
+    const RESOLUTION: Duration = Duration::from_millis(1);
+
+    /// Records when `lease`, which was just granted or extended, expires by the wall clock.
+    fn record(&self, lease: &Lease) -> Option<Duration> {
+        let left = lease.remaining(JavaScript.now())?;
+        let end = JavaScript.wall_clock() + left + Self::RESOLUTION;
+        self.0.set(lease.ends().map(|until| (until, end)));
+        Some(left)
+    }
+
+    /// Returns the remaining time of `lease`, by the clock by which it expires sooner.
+    fn remaining(&self, lease: &Lease) -> Option<Duration> {
+        match self.0.get() {
+            Some((until, end)) if lease.ends() == Some(until) => {
+                let by_wall_clock = end.saturating_sub(JavaScript.wall_clock());
+                Some(lease.remaining(JavaScript.now())?.min(by_wall_clock))
+            }
+            // Renewed since.
+            _ => self.record(lease),
+        }
+    }
+}
 
 /// A lock that can be acquired.
 #[wasm_bindgen]
 #[derive(Clone, Debug)]
-pub struct Lock(Rc<Inner>);
+pub struct Lock(Rc<Inner>, Rc<WallExpiry>);
 
 #[wasm_bindgen]
 #[allow(missing_docs, reason = "called by the package alone")]
@@ -36,7 +69,7 @@ impl Lock {
     #[wasm_bindgen(constructor)]
     pub fn new(store: &Store, name: &str, length: &JsValue) -> Result<Self, JsValue> {
         let lock = ttl(length).and_then(|ttl| factory(store).create_lock(name, ttl));
-        lock.map(|lock| Self(Rc::new(lock)))
+        lock.map(|lock| Self(Rc::new(lock), Rc::default()))
             .map_err(|err| thrown(&err))
     }
 
@@ -44,7 +77,10 @@ impl Lock {
     pub fn restore(store: &Store, text: &str) -> Result<Self, JsValue> {
         let serialized: Result<SerializedLock, _> = text.parse();
         let serialized = serialized.map_err(|err| thrown(&err.into()))?;
-        Ok(Self(Rc::new(factory(store).restore_lock(&serialized))))
+        let lock = factory(store).restore_lock(&serialized);
+        let restored = Self(Rc::new(lock), Rc::default());
+        restored.record_expiry();
+        Ok(restored)
     }
 
     /// Acquires the lock for `owner`, or for a new owner token. Returns the grant if that is `wanted`, `true`
@@ -59,7 +95,9 @@ impl Lock {
         let (lock, retry) = (self.clone(), retry.0.clone());
         let owner = owner_of(owner)?;
         settle(async move {
-            Ok(match lock.acquire_or_abort(owner, &retry, aborted).await? {
+            let acquired = lock.acquire_or_abort(owner, &retry, aborted).await?;
+            lock.record_expiry();
+            Ok(match acquired {
                 None => JsValue::UNDEFINED,
                 Some(_) if !wanted => true.into(),
                 Some(acquisition) => Held {
@@ -77,7 +115,10 @@ impl Lock {
         let lock = self.clone();
         settle(async move {
             match lock.0.try_acquire().await {
-                Ok(_) => Ok(true.into()),
+                Ok(_) => {
+                    lock.record_expiry();
+                    Ok(true.into())
+                }
                 Err(Error::Timeout { .. }) => Ok(false.into()),
                 Err(err) => Err(thrown(&err)),
             }
@@ -111,7 +152,11 @@ impl Lock {
         let lock = self.clone();
         settle(async move {
             match length {
-                Ok(length) => done(lock.0.extend(length.unwrap_or(lock.0.ttl())).await),
+                Ok(length) => {
+                    let extended = lock.0.extend(length.unwrap_or(lock.0.ttl())).await;
+                    lock.record_expiry();
+                    done(extended)
+                }
                 Err(err) => Err(thrown(&err)),
             }
         })
@@ -119,12 +164,12 @@ impl Lock {
 
     #[wasm_bindgen(js_name = isExpired)]
     pub fn is_expired(&self) -> bool {
-        self.0.is_expired()
+        self.0.is_expired() || self.remaining_time().is_some_and(|left| left.is_zero())
     }
 
     /// Returns the remaining time of the lease, in milliseconds.
     pub fn remaining(&self) -> Option<f64> {
-        self.0.remaining().map(millis)
+        self.remaining_time().map(millis)
     }
 
     /// Returns the holder that the store records.
@@ -184,6 +229,17 @@ impl Lock {
 }
 
 impl Lock {
+    /// Records when the lease expires by the wall clock.
+    fn record_expiry(&self) {
+        if let Some(lease) = self.0.lease() {
+            self.1.record(&lease);
+        }
+    }
+
+    fn remaining_time(&self) -> Option<Duration> {
+        self.1.remaining(&self.0.lease()?)
+    }
+
     /// Acquires the lock. Returns `None` if `aborted` resolved first: then nothing is held, and no request has an
     /// unknown outcome.
     async fn acquire_or_abort(

@@ -72,3 +72,35 @@ test('leases and time limits follow the clock of fake timers', options, async (t
   end()
   await assert.rejects(run, { code: 'E_LOCK_LOST' })
 })
+
+test('a lease expires by the sooner of both clocks', options, async (t) => {
+  let [time, wall] = [1_000, 1_763_892_000_000]
+  t.mock.method(performance, 'now', () => time)
+  t.mock.method(Date, 'now', () => wall)
+  const left = (lock) => [lock.isExpired(), lock.getRemainingTime()]
+  const factory = new LockFactory(memoryStore())
+  const lock = factory.createLock('x', '10s')
+  await lock.acquire()
+  time += 4_000
+  wall += 4_000
+  assert.deepEqual(left(lock), [false, 6_000])
+  // The machine is suspended for 5 s: this clock stops, and the other does not.
+  wall += 5_000
+  assert.deepEqual(left(lock), [false, 1_001])
+  wall += 2_000
+  assert.deepEqual(left(lock), [true, 0])
+  // The store decides whether the lease can be extended.
+  await lock.extend()
+  assert.deepEqual(left(lock), [false, 10_000])
+  // A wall clock that is set back makes no lease longer.
+  wall -= 3_600_000
+  time += 10_000
+  assert.deepEqual(left(lock), [true, 0])
+
+  await lock.acquire()
+  await lock.run(() => assert.fail('called'), { retry: { attempts: 1 } }).catch(({ code }) => assert.equal(code, 'E_LOCK_TIMEOUT'))
+  const restored = factory.restoreLock(lock.serialize())
+  // A serialized lock has whole milliseconds of the wall clock.
+  wall += 10_100
+  assert.deepEqual(left(restored), [true, 0])
+})

@@ -126,11 +126,14 @@ export interface Lock {
    *   `E_LOCK_STORAGE_ERROR`.
    */
   extend(ttl?: Duration): Promise<void>
-  /** Returns whether the lease has expired; false if there is none. Sends no request to the store. */
+  /**
+   * Returns whether the lease has expired, by `performance.now` or by the wall clock, which goes on while the machine is
+   * suspended; false if there is none. Sends no request to the store.
+   */
   isExpired(): boolean
   /**
-   * Returns the remaining time of the lease, in milliseconds, 0 after it has expired; `null` when there is
-   * no lease, or it does not expire. Sends no request to the store.
+   * Returns the remaining time of the lease, in milliseconds, by the clock by which it expires sooner, 0 after it has
+   * expired; `null` when there is no lease, or it does not expire. Sends no request to the store.
    */
   getRemainingTime(): number | null
   /**
