@@ -19,7 +19,13 @@ use super::host::{JavaScript, awaited, millis};
 use crate::claim::{Claim, Fence};
 use crate::memory::MemoryStore;
 use crate::name::Name;
-use crate::store::{Acquired, AsyncStore, AsyncWaiter, Capabilities, Holder, Renewed, StoreError};
+use crate::nonblocking::AsyncHost;
+use crate::store::{
+    Acquired, AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Holder, Renewed, StoreError,
+};
+
+/// The time from a wait that failed to the next attempt.
+const AFTER_FAILED_WAIT: Duration = Duration::from_millis(250);
 
 std::thread_local! {
     /// Whether the future polled last waits for a store's reply, and not for time to pass.
@@ -57,6 +63,9 @@ struct Object {
     gives_up: bool,
     detaches: bool,
     renews: bool,
+    watches: bool,
+    /// Whether a wait ends when the key may be free, so that no attempt is necessary before.
+    notifies: bool,
 }
 
 #[wasm_bindgen]
@@ -97,6 +106,13 @@ extern "C" {
     fn give_up(this: &LockStore, key: &str, owner: &str) -> Result<JsValue, JsValue>;
     #[wasm_bindgen(method, catch)]
     fn detach(this: &LockStore, key: &str, owner: &str) -> Result<JsValue, JsValue>;
+    #[wasm_bindgen(method, catch)]
+    fn watch(
+        this: &LockStore,
+        key: &str,
+        owner: &str,
+        signal: &JsValue,
+    ) -> Result<JsValue, JsValue>;
 
     type AbortController;
     #[wasm_bindgen(constructor)]
@@ -125,6 +141,8 @@ impl Store {
             gives_up: has("giveUp"),
             detaches: has("detach"),
             renews: has("renew"),
+            watches: has("watch"),
+            notifies: property(&object, "notifies").is_truthy(),
             methods: object,
         })))
     }
@@ -247,6 +265,37 @@ impl AsyncStore for Store {
             StoreKind::Object(_) => None,
         }
     }
+
+    fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncLossWatch + 's>> {
+        match &self.0 {
+            StoreKind::Object(store) if store.watches => Some(Box::new(ObjectLossWatch {
+                store,
+                key: claim.name.clone(),
+                owner: claim.owner.to_string(),
+            })),
+            _ => None,
+        }
+    }
+}
+
+/// The watch of one owner's lease.
+struct ObjectLossWatch<'a> {
+    store: &'a Object,
+    key: Name,
+    owner: String,
+}
+
+#[async_trait]
+impl AsyncLossWatch for ObjectLossWatch<'_> {
+    async fn wait(&mut self) {
+        let watching = AbortOnDrop(AbortController::new());
+        let (methods, signal) = (&self.store.methods, watching.0.signal());
+        let watched = methods.watch(self.key.as_str(), &self.owner, &signal);
+        if awaited(watched).await.is_err() {
+            // The renewals notice the loss.
+            future::pending::<()>().await;
+        }
+    }
 }
 
 /// The waiter of one owner. Dropping it without a grant calls the object's `giveUp`.
@@ -268,9 +317,17 @@ impl AsyncWaiter for ObjectWaiter<'_> {
             if awaited(waited).await.is_ok() {
                 return;
             }
+            if self.store.notifies {
+                // The time limit may be far. The next attempt returns the error.
+                return JavaScript.sleep(AFTER_FAILED_WAIT).await;
+            }
         }
         // The store cannot wait, so this waits until the caller's time limit.
         future::pending::<()>().await;
+    }
+
+    fn notifies(&self) -> bool {
+        self.store.notifies
     }
 
     fn granted(mut self: Box<Self>) {

@@ -23,19 +23,33 @@ const options = {
 
 const PASSWORD = 's3cret'
 
-/** Starts a server for one test, and returns functions that open a store there and run the command. */
-async function redis(t) {
+/**
+ * Makes a server for one test, and returns functions that start it, open a store there and run commands. Unless it is
+ * `late`, it is started.
+ */
+async function redis(t, late = false) {
   const port = await freePort()
   const words = ['--port', port, '--bind', '127.0.0.1', '--save', '', '--requirepass', PASSWORD]
-  const server = spawn('redis-server', words, { stdio: 'ignore' })
   const stores = []
+  let server
   t.after(async () => {
     await Promise.all(stores.map((store) => store.close()))
-    server.kill('SIGKILL')
+    server?.kill('SIGKILL')
   })
-  while (!(await answers(port))) await pause(10)
+  const start = async () => {
+    server = spawn('redis-server', words, { stdio: 'ignore' })
+    while (!(await answers(port))) await pause(10)
+  }
+  if (!late) await start()
   const url = `redis://:${PASSWORD}@127.0.0.1:${port}`
   return {
+    start,
+    /** Returns the number after `field` in the reply to the command `INFO` of the server. */
+    async info(field) {
+      const env = { ...process.env, REDISCLI_AUTH: PASSWORD }
+      const { stdout } = await promisify(execFile)('redis-cli', ['-p', port, 'info'], { env })
+      return Number(stdout.split(`${field}:`)[1].split('\r')[0])
+    },
     open(options) {
       const store = serverStore(url, options)
       stores.push(store)
@@ -85,6 +99,43 @@ test('a lock on a server excludes programs in other languages', options, async (
   assert.equal(await lock.isLocked(), true)
   await other.release()
   assert.equal(await verrou('run', 'shared', '--', 'echo', 'had'), 'had')
+})
+
+test('a lock is acquired when its server starts within the time limit', options, async (t) => {
+  const { open, start } = await redis(t, true)
+  const lock = new LockFactory(open()).createLock('late', '1m')
+  const acquired = lock.acquire({ retry: { timeout: '60s' } })
+  await pause(500)
+  await start()
+  await acquired
+  await lock.release()
+})
+
+test('waits for twenty locks are notified over one connection', options, async (t) => {
+  const { open, info } = await redis(t)
+  const [holder, waiter] = [open(), open()].map((store) => new LockFactory(store))
+  const names = Array.from({ length: 20 }, (_, i) => `lock ${i}`)
+  const held = names.map((name) => holder.createLock(name, '10m'))
+  for (const lock of held) await lock.acquire()
+  let had = 0
+  const waiting = names.map(async (name) => {
+    const lock = waiter.createLock(name, '10m')
+    await lock.acquire()
+    had += 1
+    await lock.release()
+  })
+  await pause(1_000) // all have their tickets
+  // Of the holder, of the waiter, and of this request.
+  assert.equal(await info('connected_clients'), 3)
+  const before = await info('total_commands_processed')
+  await pause(5_000)
+  const during = (await info('total_commands_processed')) - before
+  // A ticket is renewed every 3.3 s, and the server is asked once in 10 s. A script is counted with its commands.
+  assert.ok(during < 20 * 20, `${during} commands`)
+  t.diagnostic(`${during} commands in 5 s`)
+  assert.equal(had, 0)
+  for (const lock of held) await lock.release()
+  await Promise.all(waiting)
 })
 
 test('a force-released holder cannot extend', options, async (t) => {

@@ -218,7 +218,7 @@ Requests, and their answers:
                     \"fences\":true,\"revives\":true}}
   {\"wait\":{\"name\":\"x\",\"at_most\":500000000}}
       {\"waited\":true}; {\"waited\":false} from a store that cannot wait
-  {\"notify\":{\"id\":1,\"claim\":{...}}}, with the members of `acquire`: joins the wait queue
+  {\"notify\":{\"id\":1,...}}, with the members of `acquire`: joins the wait queue
       {\"queued\":true}, and later a line {\"notified\":1} when an attempt may succeed
   {\"queue\":{...}}, with the members of `acquire`: joins the wait queue without notifications
       {\"queued\":true}; {\"queued\":false} from a store without a queue

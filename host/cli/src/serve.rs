@@ -172,9 +172,13 @@ struct Wait {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Notify {
+    name: String,
+    owner: String,
+    #[serde(deserialize_with = "Option::deserialize")]
+    ttl: Option<u64>,
+    ephemeral: bool,
     /// The number that each notification has.
     id: u64,
-    claim: Claimed,
 }
 
 #[derive(Serialize)]
@@ -422,8 +426,21 @@ impl Session<'_, '_> {
                 waiter.wait(Duration::ZERO);
                 Answer::Queued(true)
             }
-            Request::Notify(Notify { id, claim }) => {
-                let claim: Claim = claim.try_into()?;
+            Request::Notify(Notify {
+                name,
+                owner,
+                ttl,
+                ephemeral,
+                id,
+            }) => {
+                let claimed = Claimed {
+                    name,
+                    owner,
+                    ttl,
+                    ephemeral,
+                    label: None,
+                };
+                let claim: Claim = claimed.try_into()?;
                 let notify = move || {
                     // The end of the client is detected by the next answer.
                     let _ = write_line(&Answer::Notified(id));

@@ -601,8 +601,8 @@ fn serve_outlives_the_signals_that_its_client_gets_too() {
 
 /// Returns a request to be notified with the number `id` when `owner` may acquire `name`.
 fn notify(id: u64, name: &str, owner: &str) -> Value {
-    let claim = json!({ "name": name, "owner": owner, "ttl": MINUTE, "ephemeral": true });
-    json!({ "notify": { "id": id, "claim": claim } })
+    let wait = json!({ "name": name, "owner": owner, "ttl": MINUTE, "ephemeral": true, "id": id });
+    json!({ "notify": wait })
 }
 
 fn acquire(name: &str, owner: &str) -> Value {

@@ -844,9 +844,9 @@ pub(crate) fn serve_notifies_waiters(kind: &impl Kind) {
     assert_eq!(read()["protocol"], "verrou serve");
     let claimed = |claim: &Claim| json!({ "name": claim.name.as_str(), "owner": claim.owner.to_string(), "ttl": null, "ephemeral": true });
     for (id, claim) in claims(2).enumerate() {
-        let claim = claimed(&claim);
-        let request = json!({ "notify": { "id": id, "claim": claim } });
-        writeln!(requests, "{request}").expect("to write");
+        let mut wait = claimed(&claim);
+        wait["id"] = id.into();
+        writeln!(requests, "{}", json!({ "notify": wait })).expect("to write");
     }
     let mut answers = Vec::new();
     while answers.len() < usize::from(NAMES) {

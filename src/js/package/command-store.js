@@ -21,10 +21,9 @@ const ANSWERS = {
   extend: ['granted', 'refused'],
   give_up: ['queued'],
   inspect: ['holder'],
-  queue: ['queued'],
+  notify: ['queued'],
   release: ['granted', 'refused'],
   renew: ['renewed'],
-  wait: ['waited'],
 }
 
 /** The maximum length of an answer, in characters. */
@@ -36,14 +35,8 @@ const MAX_NAME = 1_024
 /** How much of the command's standard error is kept, in characters. */
 const MAX_STDERR = 4 * 1024
 
-/**
- * The maximum number of children that wait. A child answers one request at a time, and a wait is a request, so
- * that as many names are watched at once.
- */
-const WAITING_CHILDREN = 4
-
-/** How long a child waits for one name before it turns to the next, in ms. */
-const TURN = 100
+/** The time between two looks at a key for which a waiter without an owner waits, in ms. */
+const LOOK = 100
 
 /** The longest time of a timer, in ms. */
 const MAX_TIMER = 2 ** 31 - 1
@@ -65,9 +58,13 @@ export class CommandStoreError extends Error {
 
 /** A store that is accessed by the command. */
 export class CommandStore {
+  /** `wait` ends by a notification. */
+  notifies = true
+
   #start
   #server
-  #waits
+  /** Each rejects one wait. */
+  #waits = new Set()
   #fences = new Map()
   #closed = false
 
@@ -84,7 +81,6 @@ export class CommandStore {
       if (this.#closed) throw new CommandStoreError('this store is closed')
       return new ServeProcess(command, args, env, idle)
     }
-    this.#waits = new Waits(this.#start)
   }
 
   async save(name, owner, ttl) {
@@ -93,7 +89,7 @@ export class CommandStore {
     const server = this.#usableServer()
     const { granted } = await server.ask('acquire', wanted)
     if (granted === undefined) return false
-    server.tickets.delete(ownerKey(key, owner))
+    server.removeTicket(ownerKey(key, owner))
     server.leases.set(key, owner)
     this.#keepFence(key, owner, granted)
     return true
@@ -153,8 +149,9 @@ export class CommandStore {
     if (typeof atMost !== 'number') throw invalid('`atMost`', 'a number of milliseconds', atMost)
     signalOf(signal)
     if (owner !== undefined) checkedOwner(owner)
-    if (owner !== undefined) await this.#takeTicket(key, owner)
-    await this.#waits.wait(key, atMost, signal)
+    await this.#limited(atMost, signal, (end, fail) =>
+      owner === undefined ? this.#look(key, end, fail) : this.#queue(key, owner, end, fail)
+    )
   }
 
   /** Ends the ticket that `wait` took for `owner`. */
@@ -162,9 +159,19 @@ export class CommandStore {
     const key = keyOf(name)
     const left = claim(key, owner, null)
     const server = this.#server
-    if (!server?.usable || !server.tickets.delete(ownerKey(key, owner))) return
+    if (!server?.usable || !server.removeTicket(ownerKey(key, owner))) return
     // A child that has ended keeps no tickets.
     server.ask('give_up', left).catch(() => {})
+  }
+
+  /** Resolves when the child has ended that keeps the lease of `owner` alive, or when `signal` is aborted. */
+  async watch(name, owner, signal) {
+    const key = keyOf(name)
+    checkedOwner(owner)
+    signalOf(signal)
+    const server = this.#server
+    if (server?.leases.get(key) !== owner) return this.#limited(Infinity, signal, () => () => {})
+    await this.#limited(Infinity, signal, (end) => server.atEnd(end))
   }
 
   /** Sends the request to the child that keeps the lease alive before it returns. */
@@ -179,7 +186,8 @@ export class CommandStore {
 
   async close() {
     this.#closed = true
-    await Promise.all([this.#server?.end(), this.#waits.close()])
+    for (const fail of [...this.#waits]) fail(new CommandStoreError('this store is closed'))
+    await this.#server?.end()
   }
 
   async [Symbol.asyncDispose ?? Symbol.for('Symbol.asyncDispose')]() {
@@ -192,18 +200,53 @@ export class CommandStore {
     return this.#server
   }
 
-  /** Takes a ticket in the wait queue for `owner`, in the child that does its operations. */
-  async #takeTicket(key, owner) {
+  /**
+   * Returns a promise that the function `begin` settles by its arguments `end()` and `fail(error)`. It resolves also
+   * after `atMost` milliseconds and when `signal` is aborted, and the end of the store rejects it. `begin` returns a
+   * function that ends its work.
+   */
+  #limited(atMost, signal, begin) {
+    return new Promise((resolve, reject) => {
+      if (signal?.aborted || !(atMost > 0)) return resolve()
+      let stop
+      const settled = (settle) => (value) => {
+        clearTimeout(timer)
+        signal?.removeEventListener('abort', end)
+        this.#waits.delete(fail)
+        stop?.()
+        settle(value)
+      }
+      const end = settled(() => resolve())
+      const fail = settled(reject)
+      const timer = setTimeout(end, Math.min(Math.ceil(atMost), MAX_TIMER))
+      signal?.addEventListener('abort', end)
+      this.#waits.add(fail)
+      try {
+        stop = begin(end, fail)
+      } catch (error) {
+        fail(error)
+      }
+    })
+  }
+
+  /** Waits in the queue for `key`, with the ticket of `owner`, which is taken by the first wait. */
+  #queue(key, owner, end, fail) {
     const server = this.#usableServer()
     const ticket = ownerKey(key, owner)
-    if (server.tickets.has(ticket)) return
-    server.tickets.add(ticket)
-    try {
-      await server.ask('queue', claim(key, owner, null))
-    } catch {
-      // Without a ticket it waits nevertheless.
-      server.tickets.delete(ticket)
+    const taken = server.tickets.get(ticket) ?? server.takeTicket(ticket, claim(key, owner, null))
+    return taken.wait(end, fail)
+  }
+
+  /** Looks whether `key` is free until it is. */
+  #look(key, end, fail) {
+    let timer
+    const look = () => {
+      const asked = new Promise((resolve) => resolve(this.#usableServer().ask('inspect', { name: key })))
+      const again = ({ holder }) => (holder === null ? end() : (timer = setTimeout(look, LOOK)))
+      asked.then(again, fail)
     }
+    look()
+    return () => clearTimeout(timer)
   }
 
   #keepFence(key, owner, fence) {
@@ -271,7 +314,7 @@ class ServeProcess {
   /** The leases that end with it: the owner of each name. */
   leases = new Map()
   /** The tickets that it keeps in wait queues. */
-  tickets = new Set()
+  tickets = new Map()
 
   #command
   #child
@@ -279,6 +322,11 @@ class ServeProcess {
   #greeted = false
   #unsent = ''
   #pending = []
+  /** The tickets by their numbers in notifications. */
+  #numbered = new Map()
+  #lastNumber = 0
+  /** Are called when it ends. */
+  #watches = new Set()
   #isReferenced
   #received = ''
   #stderr = ''
@@ -346,6 +394,39 @@ class ServeProcess {
     if (this.leases.get(key) === owner) this.leases.delete(key)
   }
 
+  /** Takes a ticket in the wait queue. */
+  takeTicket(key, claim) {
+    const number = ++this.#lastNumber
+    const ticket = new Ticket(number)
+    this.tickets.set(key, ticket)
+    this.#numbered.set(number, ticket)
+    const failed = (error) => {
+      if (this.tickets.get(key) === ticket) this.removeTicket(key)
+      ticket.fail(error)
+    }
+    this.ask('notify', { ...claim, id: number }).then(({ queued }) => {
+      if (!queued) failed(new CommandStoreError('this store has no wait queue'))
+    }, failed)
+    return ticket
+  }
+
+  /** Removes a ticket that has ended. Returns whether there was one. */
+  removeTicket(key) {
+    const ticket = this.tickets.get(key)
+    if (ticket !== undefined) this.#numbered.delete(ticket.number)
+    return this.tickets.delete(key)
+  }
+
+  /** Calls `callback` when it ends. Returns a function that revokes this. */
+  atEnd(callback) {
+    if (this.#error !== undefined) {
+      callback()
+      return () => {}
+    }
+    this.#watches.add(callback)
+    return () => this.#watches.delete(callback)
+  }
+
   /** Ends it after it has answered all requests; resolves when it has ended. */
   end() {
     this.usable = false
@@ -353,12 +434,6 @@ class ServeProcess {
     // Unsent requests are sent first.
     if (this.#unsent === '') this.#child?.stdin?.end()
     return this.#ended
-  }
-
-  /** Ends it at once. Only for a child that keeps no leases alive. */
-  kill() {
-    this.#child?.kill()
-    return this.end()
   }
 
   /** Sets whether this child keeps the event loop of this process alive. */
@@ -393,6 +468,8 @@ class ServeProcess {
       return this.#failProtocol(line)
     }
     if (!this.#greeted) {
+      const { error } = answer
+      if (error) return this.#finish(this.#notStarted(error.message, error.temporary === true))
       const matches = Object.entries(GREETING).every(([key, value]) => answer[key] === value)
       if (!matches) return this.#failProtocol(line)
       this.#greeted = true
@@ -401,6 +478,7 @@ class ServeProcess {
       if (!this.usable) this.#child.stdin.end()
       return
     }
+    if ('notified' in answer) return this.#numbered.get(answer.notified)?.notify()
     const [request] = this.#pending
     const { error } = answer
     if (!request || !(error || request.kinds.some((kind) => kind in answer))) {
@@ -444,9 +522,13 @@ class ServeProcess {
     const said = this.#stderr.trim() || (signal === null ? `code ${code}` : signal)
     // A command that exits at its start would do so again.
     if (!this.#greeted && signal === null) {
-      return new CommandStoreError(`\`${this.#command} serve\` did not start: ${said}`)
+      return this.#notStarted(said, false)
     }
     return new CommandStoreError(`\`${this.#command} serve\` has ended: ${said}`, true)
+  }
+
+  #notStarted(why, temporary) {
+    return new CommandStoreError(`\`${this.#command} serve\` did not start: ${why}`, temporary)
   }
 
   #finish(error) {
@@ -454,112 +536,44 @@ class ServeProcess {
     this.#error ??= error
     clearTimeout(this.#timer)
     for (const { reject } of this.#pending.splice(0)) reject(error)
+    for (const ticket of this.tickets.values()) ticket.fail(error)
+    this.tickets.clear()
+    this.#numbered.clear()
+    for (const callback of [...this.#watches]) callback()
+    this.#watches.clear()
     this.#end()
   }
 }
 
-/** The waiters for each name. A few children wait for one name after the other. */
-class Waits {
-  #start
-  #names = new Map()
-  #due = []
-  #children = new Set()
-  #idle = []
+/** A ticket in a wait queue, which is notified when its owner may acquire the lock. */
+class Ticket {
+  #isDue = false
+  #waits = new Set()
 
-  constructor(start) {
-    this.#start = start
+  constructor(number) {
+    this.number = number
   }
 
-  wait(key, atMost, signal) {
-    return new Promise((resolve, reject) => {
-      if (signal?.aborted || !(atMost > 0)) return resolve()
-      const name = this.#name(key)
-      const ended = (settle) => (value) => {
-        clearTimeout(timer)
-        signal?.removeEventListener('abort', waiter.wake)
-        name.waiters.delete(waiter)
-        settle(value)
-      }
-      const waiter = { wake: ended(() => resolve()), fail: ended(reject) }
-      const timer = setTimeout(waiter.wake, Math.min(Math.ceil(atMost), MAX_TIMER))
-      signal?.addEventListener('abort', waiter.wake)
-      name.waiters.add(waiter)
-      this.#startChild()
-    })
+  /** Ends the waits, or else the next one. */
+  notify() {
+    this.#isDue = this.#waits.size === 0
+    for (const { end } of [...this.#waits]) end()
   }
 
-  async close() {
-    const closed = new CommandStoreError('this store is closed')
-    for (const name of this.#names.values()) fail(name, closed)
-    await Promise.all(Array.from(this.#children, (child) => child.kill()))
+  /** Rejects the waits. */
+  fail(error) {
+    for (const { fail } of [...this.#waits]) fail(error)
   }
 
-  #name(key) {
-    let name = this.#names.get(key)
-    if (name === undefined) {
-      name = { key, waiters: new Set() }
-      this.#names.set(key, name)
-      this.#due.push(name)
+  /** Calls `end` at the next notification, or `fail` with an error. Returns a function that revokes this. */
+  wait(end, fail) {
+    if (this.#isDue) {
+      this.#isDue = false
+      end()
+      return () => {}
     }
-    return name
+    const wait = { end, fail }
+    this.#waits.add(wait)
+    return () => this.#waits.delete(wait)
   }
-
-  /** Starts a child, or uses an idle one, if names are due. */
-  #startChild() {
-    if (this.#due.length === 0) return
-    for (const child of this.#children) if (!child.usable) this.#children.delete(child)
-    this.#idle = this.#idle.filter((child) => child.usable)
-    if (this.#idle.length > 0 || this.#children.size < WAITING_CHILDREN) {
-      this.#serveDueNames(this.#idle.pop())
-    }
-  }
-
-  async #serveDueNames(child) {
-    try {
-      child ??= this.#start()
-      this.#children.add(child)
-    } catch (error) {
-      return this.#fail(error)
-    }
-    while (this.#due.length > 0 && child.usable) {
-      const name = this.#due.shift()
-      try {
-        // Its waiters may have left meanwhile.
-        if (name.waiters.size > 0 && (await this.#holder(child, name.key)) === null) {
-          // Only one waiter can acquire it. If that one does not, the next is woken.
-          const [first] = name.waiters
-          first?.wake()
-        }
-      } catch (error) {
-        fail(name, error)
-        if (!child.usable) this.#fail(error)
-      }
-      if (name.waiters.size > 0) this.#due.push(name)
-      else this.#names.delete(name.key)
-    }
-    if (child.usable) this.#idle.push(child)
-    else this.#startChild()
-  }
-
-  /** Rejects the waiters for all names that are due. */
-  #fail(error) {
-    for (const name of this.#due.splice(0)) {
-      fail(name, error)
-      this.#names.delete(name.key)
-    }
-  }
-
-  /** Returns the holder of the name, after a wait of one turn. */
-  async #holder(child, key) {
-    const turn = TURN * Math.min(1, WAITING_CHILDREN / this.#names.size)
-    const [, { holder }] = await Promise.all([
-      child.ask('wait', { name: key, at_most: Math.round(turn * 1e6) }),
-      child.ask('inspect', { name: key }),
-    ])
-    return holder
-  }
-}
-
-function fail(name, error) {
-  for (const waiter of [...name.waiters]) waiter.fail(error)
 }

@@ -91,15 +91,18 @@ export interface FileStore extends LockStore {
   /**
    * Resolves when `key` may be free, after `atMost` milliseconds, or when `signal` is aborted.
    *
-   * All waiters share a few child processes. Of this store's waiters for one key only the first is woken, and
-   * the next one a moment later if the key is still free.
-   *
    * With an `owner`, takes a ticket for it in the wait queue of all processes, which ends when
-   * `save` grants it the key, or by `giveUp`. A released key is reserved for the head waiter for 200 ms.
+   * `save` grants it the key, or by `giveUp`; the store notifies it when it is its turn. One child process waits for any
+   * number of keys. A released key is reserved for the head waiter for 200 ms.
+   *
+   * Without an `owner`, looks ten times a second whether the key is free.
    */
   wait(key: string, atMost: number, signal?: AbortSignal, owner?: string): Promise<void>
   /** Ends the ticket of `owner` in the wait queue for `key`. */
   giveUp(key: string, owner: string): void
+  /** Resolves when the child process has ended that kept the lease of `owner` alive, or when `signal` is aborted. */
+  watch(key: string, owner: string, signal: AbortSignal): Promise<void>
+  readonly notifies: true
   /**
    * Detaches the lease from this process: from now on it ends by its ttl alone. When the call
    * returns, the request has left this process, provided that the requests before it have been answered.

@@ -290,6 +290,16 @@ export interface LockStore {
    * that made them). Must send the request before it returns.
    */
   detach?(key: string, owner: string): Awaitable<void>
+  /**
+   * Resolves when the record of `owner` may have ended before its ttl, or when `signal` is aborted. A lease that is
+   * renewed is checked then, and its `signal` is aborted if it is lost.
+   */
+  watch?(key: string, owner: string, signal: AbortSignal): Awaitable<void>
+  /**
+   * Whether `wait` ends when `key` may be free: then there is no attempt to acquire it before, and the retry policy's
+   * delay is not used.
+   */
+  readonly notifies?: boolean
 }
 
 /** Something that happened to a lock. */

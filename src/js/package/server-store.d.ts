@@ -10,8 +10,7 @@ export type ServerStoreOptions = Pick<FileStoreOptions, 'command' | 'idle' | 'la
  * this process.
  *
  * Every method rejects with a {@link CommandStoreError} when the command cannot be started or has died, or
- * the server cannot answer. A waiter checks ten times a second whether the lock is free. The server keeps
- * the wait queue, in first-come order.
+ * the server cannot answer. The server keeps the wait queue, in first-come order, and notifies the waiters.
  */
 export type ServerStore = FileStore
 

@@ -43,6 +43,7 @@ const claims = (owner) => ({
   wait: ['x', 1, undefined, owner],
   giveUp: ['x', owner],
   detach: ['x', owner],
+  watch: ['x', owner, undefined],
 })
 
 test('the types, the core and the wrappers have the same methods', () => {
