@@ -35,7 +35,7 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
 
 /// Removes the core that [`build`] built, but not the libraries.
 pub(crate) fn clean(shell: &Shell) -> Result<()> {
-    Toolchain::find(shell)?.clean(shell, "verrou")
+    Toolchain::find(shell)?.clean(shell, "verrou", &[])
 }
 
 /// Writes the component of the core module `module` to `component`.

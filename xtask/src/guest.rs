@@ -11,6 +11,25 @@ use crate::wasm::Toolchain;
 /// Builds the package in `directory`, which must have the name of its directory, as
 /// `target/component/NAME.wasm`. Prints the component's size, imports and exports.
 pub(crate) fn build(shell: &Shell, directory: &str) -> Result<PathBuf> {
+    let (package, manifest) = package(directory)?;
+    let toolchain = Toolchain::find(shell)?;
+    println!("building with {} compiler", toolchain.name());
+    let module = toolchain.build(shell, &package, &["--manifest-path", &manifest])?;
+    let component = component::directory().join(format!("{package}.wasm"));
+    component::componentize(shell, &module, &component)?;
+    println!("{}", component::describe(&component)?);
+    Ok(component)
+}
+
+/// Removes what [`build`] built of the package in `directory`, but not the libraries.
+pub(crate) fn clean(shell: &Shell, directory: &str) -> Result<()> {
+    let (package, manifest) = package(directory)?;
+    let arguments = ["--manifest-path", &manifest];
+    Toolchain::find(shell)?.clean(shell, &package, &arguments)
+}
+
+/// Returns the name of the package in `directory`, and the path of its manifest.
+fn package(directory: &str) -> Result<(String, String)> {
     let directory = path::absolute(directory)?;
     let manifest = directory.join("Cargo.toml");
     ensure!(
@@ -20,13 +39,5 @@ pub(crate) fn build(shell: &Shell, directory: &str) -> Result<PathBuf> {
     );
     let package = directory.file_name().and_then(|name| name.to_str());
     let package = package.context("the directory has no name that a package can have")?;
-
-    let toolchain = Toolchain::find(shell)?;
-    println!("building with {} compiler", toolchain.name());
-    let manifest = manifest.display().to_string();
-    let module = toolchain.build(shell, package, &["--manifest-path", &manifest])?;
-    let component = component::directory().join(format!("{package}.wasm"));
-    component::componentize(shell, &module, &component)?;
-    println!("{}", component::describe(&component)?);
-    Ok(component)
+    Ok((package.to_owned(), manifest.display().to_string()))
 }

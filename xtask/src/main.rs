@@ -41,7 +41,7 @@ usage: cargo xtask test | bench | torture OPTIONS | component [DIRECTORY] | comp
   bench        measure the locks, each beside its peers
   torture [--for 10m] [--seed N] [--only PART]
                test the locks in files under faults, kills, corruption and hostile users; --list lists the parts
-  component    build target/component/verrou.wasm, and print its imports and exports
+  component    build target/component/verrou.wasm and provider-filesystem.wasm, and print their imports and exports
   component DIRECTORY
                the same for the component in DIRECTORY, such as examples/cron-job
   compose [--store STORE.wasm] [--into APPLICATION.wasm] --output COMPOSED.wasm
@@ -58,7 +58,9 @@ fn main() -> ExitCode {
         match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["test"] => Ok(test(&shell)),
             ["step", step, ref arguments @ ..] => Ok(one_step(&shell, step, arguments)),
-            ["component"] => component::build(&shell).map(|_| ExitCode::SUCCESS),
+            ["component"] => component::build(&shell)
+                .and_then(|_| guest::build(&shell, PROVIDER))
+                .map(|_| ExitCode::SUCCESS),
             ["component", directory] => guest::build(&shell, directory).map(|_| ExitCode::SUCCESS),
             ["compose", ref arguments @ ..] => {
                 compose::compose(&shell, arguments).map(|()| ExitCode::SUCCESS)
@@ -365,14 +367,22 @@ fn one_step(shell: &Shell, step: &str, arguments: &[&str]) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Builds all components. Checks that two builds of the lock component have the same bytes.
+/// The store for the directories of WASI, which is built with the lock component.
+const PROVIDER: &str = "examples/provider-filesystem";
+
+/// Builds all components. Checks that two builds of the lock component, and of its store, have the same bytes.
 fn build_components(shell: &Shell) -> Result<()> {
-    let component = component::build(shell)?;
-    let before = fs::read(&component)?;
+    let build = || -> Result<_> {
+        let components = [component::build(shell)?, guest::build(shell, PROVIDER)?];
+        Ok(components.map(fs::read))
+    };
+    let [first, first_provider] = build()?;
     component::clean(shell)?;
+    guest::clean(shell, PROVIDER)?;
+    let [second, second_provider] = build()?;
     ensure!(
-        fs::read(component::build(shell)?)? == before,
-        "two builds of the component differ: the build is not reproducible"
+        first? == second? && first_provider? == second_provider?,
+        "two builds of the components differ: the build is not reproducible"
     );
     for example in ["provider-rust", "provider-keyvalue", "cron-job"] {
         guest::build(shell, &format!("examples/{example}"))?;

@@ -106,9 +106,9 @@ impl Toolchain {
         Ok(self.directory().join(TARGET).join("component").join(module))
     }
 
-    /// Removes the build of `package`, but not of its dependencies.
-    pub(crate) fn clean(&self, shell: &Shell, package: &str) -> Result<()> {
-        let arguments = [
+    /// Removes the build of `package`, but not of its dependencies, by `cargo clean` with `arguments`.
+    pub(crate) fn clean(&self, shell: &Shell, package: &str, arguments: &[&str]) -> Result<()> {
+        let fixed = [
             "--package",
             package,
             "--target",
@@ -116,6 +116,7 @@ impl Toolchain {
             "--profile",
             "component",
         ];
+        let arguments = fixed.iter().chain(arguments);
         cmd!(shell, "cargo clean {arguments...}")
             .env("CARGO_TARGET_DIR", self.directory())
             .run()?;

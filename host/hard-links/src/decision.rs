@@ -1,4 +1,4 @@
-//! What an operation replies, and which state follows: decided from the current state and the time, without I/O.
+//! The reply of an operation, and the state that follows: decided from the current state and the time, without I/O.
 
 use alloc::vec::Vec;
 use core::time::Duration;

@@ -24,13 +24,16 @@ impl Listing {
         let mut listing = Self::default();
         for name in names {
             match Entry::of(&name) {
-                Entry::State(number) => listing.states.push(number),
+                Entry::State(number) => {
+                    // There are few of them.
+                    let at = listing.states.partition_point(|&state| state < number);
+                    listing.states.insert(at, number);
+                }
                 Entry::Draft(base) => listing.drafts.push((base, name)),
                 Entry::Hidden => {}
                 Entry::Foreign => return Err(name),
             }
         }
-        listing.states.sort_unstable();
         Ok(listing)
     }
 

@@ -322,7 +322,7 @@ impl<'a, F: StateFiles> LockDirectory<'a, F> {
         let drafts = listing.drafts_before(number).map(Into::into);
         let states = listing.states_before(number).map(file_names::state);
         for file in drafts.chain(states) {
-            // What is left is deleted by a later operation.
+            // A later operation deletes the rest.
             if self.files.delete(&file).is_err() {
                 return;
             }

@@ -17,7 +17,7 @@ struct Disk {
     drafts: Cell<u128>,
 }
 
-/// What a listing returns of the entries that are made or removed meanwhile.
+/// The entries in a listing, of those that are made or removed meanwhile.
 #[derive(Clone, Copy, Debug)]
 enum Seen {
     Before,

@@ -9,7 +9,7 @@ use verrou_hard_links::{
     Corruption, Linked, LockDirectory, Moment, OperationError, Settings, StateFiles, open,
 };
 
-/// What a file system does when a file is linked.
+/// The reaction of a file system to a link.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Links {
     Works,

@@ -1,4 +1,4 @@
-//! Instances of components with the test's clock.
+//! Instances of components with the test's clock, and with a host of WASI.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -10,9 +10,10 @@ use verrou::conformance::TestClock;
 use verrou_host::component::bindings::blocking::wasi::io::poll::Pollable;
 use verrou_host::component::wasmtime;
 use verrou_host::component::wasmtime::component::{
-    Component, ComponentType, Lift, Linker, Lower, ResourceType,
+    Component, ComponentType, Lift, Linker, Lower, ResourceTable, ResourceType,
 };
 use verrou_host::component::wasmtime::{Config, Engine, Result};
+use wasmtime_wasi::{FsPerms, HostWallClock, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use crate::keyvalue::{self, Bucket};
 
@@ -26,6 +27,17 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
 pub(crate) struct State {
     clock: TestClock,
     keyvalue: keyvalue::Host,
+    wasi: WasiCtx,
+    handles: ResourceTable,
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.handles,
+        }
+    }
 }
 
 /// `wasi:clocks/wall-clock.datetime`
@@ -62,8 +74,80 @@ pub(crate) fn around(
     let mut linker = Linker::new(component.engine());
     imports(&mut linker).unwrap();
     let keyvalue = keyvalue::Host::new(bucket);
-    let wasm = wasmtime::Store::new(component.engine(), State { clock, keyvalue });
-    (wasm, linker)
+    let state = State {
+        clock,
+        keyvalue,
+        wasi: WasiCtx::builder().build(),
+        handles: ResourceTable::new(),
+    };
+    (wasmtime::Store::new(component.engine(), state), linker)
+}
+
+/// Returns a store for an instance of `component`, and a linker with WASI: with the directory `locks` as the
+/// preopened one of that name, and the wall clock of `clock`, or else the machine's.
+pub(crate) fn in_directory(
+    component: &Component,
+    locks: &Path,
+    clock: Option<TestClock>,
+) -> (wasmtime::Store<State>, Linker<State>) {
+    let mut wasi = WasiCtx::builder();
+    wasi.preopened_dir(locks, "locks", FsPerms::ReadWrite)
+        .unwrap();
+    with_wasi(component, wasi, clock)
+}
+
+/// Returns the same with no directory of that name.
+pub(crate) fn without_directory(
+    component: &Component,
+    clock: TestClock,
+) -> (wasmtime::Store<State>, Linker<State>) {
+    let mut wasi = WasiCtx::builder();
+    let other = std::env::temp_dir();
+    wasi.preopened_dir(other, "other/locks", FsPerms::ReadWrite)
+        .unwrap();
+    with_wasi(component, wasi, Some(clock))
+}
+
+fn with_wasi(
+    component: &Component,
+    mut wasi: WasiCtxBuilder,
+    clock: Option<TestClock>,
+) -> (wasmtime::Store<State>, Linker<State>) {
+    wasi.allow_blocking_current_thread(true);
+    if let Some(clock) = &clock {
+        wasi.wall_clock(WallClock(clock.clone()));
+    }
+    let mut linker = Linker::new(component.engine());
+    wasmtime_wasi::p2::add_to_linker_sync(&mut linker).unwrap();
+    // The bindings have another type for pollables, of which these stores have none.
+    linker.allow_shadowing(true);
+    for version in ["0.2.0", "0.2.12"] {
+        let poll = linker.instance(&format!("wasi:io/poll@{version}"));
+        let pollable = ResourceType::host::<Pollable>();
+        poll.unwrap()
+            .resource("pollable", pollable, |_, _| Ok(()))
+            .unwrap();
+    }
+    let state = State {
+        clock: clock.unwrap_or_else(TestClock::still),
+        keyvalue: keyvalue::Host::new(Bucket::default()),
+        wasi: wasi.build(),
+        handles: ResourceTable::new(),
+    };
+    (wasmtime::Store::new(component.engine(), state), linker)
+}
+
+/// The wall clock of a test, for WASI.
+struct WallClock(TestClock);
+
+impl HostWallClock for WallClock {
+    fn resolution(&self) -> Duration {
+        Duration::from_nanos(1)
+    }
+
+    fn now(&self) -> Duration {
+        self.0.wall_clock()
+    }
 }
 
 fn imports(linker: &mut Linker<State>) -> Result<()> {

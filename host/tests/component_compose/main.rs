@@ -11,6 +11,8 @@ mod instances;
 #[cfg(unix)]
 mod job;
 mod keyvalue;
+#[cfg(unix)]
+mod over_filesystem;
 mod over_keyvalue;
 mod provider;
 #[cfg(unix)]
@@ -88,15 +90,20 @@ fn succeeded(output: &Output) {
 fn with_store(store: &str) -> Component {
     let directory = TempDir::new().unwrap();
     let composed = directory.path().join("composed.wasm");
+    compose_store(store, &composed);
+    load(&composed)
+}
+
+/// Writes the lock component with a store to the file `composed`.
+fn compose_store(store: &str, composed: &Path) {
     built("verrou");
     let output = compose(&[
         "--store".as_ref(),
         &built(store),
         "--output".as_ref(),
-        &composed,
+        composed,
     ]);
     succeeded(&output);
-    load(&composed)
 }
 
 /// An instance of the lock component with a store inside.
@@ -107,7 +114,20 @@ struct Locks {
 
 impl Locks {
     fn new(component: &Component, clock: &TestClock, bucket: &Bucket) -> Self {
-        let (mut wasm, linker) = instances::around(component, clock.clone(), bucket.clone());
+        Self::of(
+            component,
+            instances::around(component, clock.clone(), bucket.clone()),
+        )
+    }
+
+    /// Creates an instance in a store, with the imports of a linker.
+    fn of(
+        component: &Component,
+        (mut wasm, linker): (
+            verrou_host::component::wasmtime::Store<State>,
+            verrou_host::component::wasmtime::component::Linker<State>,
+        ),
+    ) -> Self {
         let component = LockManager::instantiate(&mut wasm, component, &linker).unwrap();
         Self { wasm, component }
     }

@@ -48,7 +48,17 @@ type Answer<T> = verrou_host::component::wasmtime::Result<Result<T, wit::StoreEr
 impl Provider {
     /// Creates an instance, which shares only the bucket with others, if it uses that.
     pub(crate) fn new(component: &Component, clock: TestClock, bucket: Bucket) -> Self {
-        let (mut wasm, linker) = instances::around(component, clock, bucket);
+        Self::of(component, instances::around(component, clock, bucket))
+    }
+
+    /// Creates an instance in a store, with the imports of a linker.
+    pub(crate) fn of(
+        component: &Component,
+        (mut wasm, linker): (
+            verrou_host::component::wasmtime::Store<State>,
+            verrou_host::component::wasmtime::component::Linker<State>,
+        ),
+    ) -> Self {
         let component = StoreProvider::instantiate(&mut wasm, component, &linker).unwrap();
         Self(Mutex::new(Inner { wasm, component }))
     }
