@@ -8,6 +8,9 @@ use xshell::Shell;
 use crate::component;
 use crate::wasm::Toolchain;
 
+/// The store for the directories of WASI, which is built with the lock component.
+pub(crate) const PROVIDER: &str = "examples/provider-filesystem";
+
 /// Builds the package in `directory`, which must have the name of its directory, as
 /// `target/component/NAME.wasm`. Prints the component's size, imports and exports.
 pub(crate) fn build(shell: &Shell, directory: &str) -> Result<PathBuf> {

@@ -59,7 +59,7 @@ fn main() -> ExitCode {
             ["test"] => Ok(test(&shell)),
             ["step", step, ref arguments @ ..] => Ok(one_step(&shell, step, arguments)),
             ["component"] => component::build(&shell)
-                .and_then(|_| guest::build(&shell, PROVIDER))
+                .and_then(|_| guest::build(&shell, guest::PROVIDER))
                 .map(|_| ExitCode::SUCCESS),
             ["component", directory] => guest::build(&shell, directory).map(|_| ExitCode::SUCCESS),
             ["compose", ref arguments @ ..] => {
@@ -367,18 +367,18 @@ fn one_step(shell: &Shell, step: &str, arguments: &[&str]) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The store for the directories of WASI, which is built with the lock component.
-const PROVIDER: &str = "examples/provider-filesystem";
-
 /// Builds all components. Checks that two builds of the lock component, and of its store, have the same bytes.
 fn build_components(shell: &Shell) -> Result<()> {
     let build = || -> Result<_> {
-        let components = [component::build(shell)?, guest::build(shell, PROVIDER)?];
+        let components = [
+            component::build(shell)?,
+            guest::build(shell, guest::PROVIDER)?,
+        ];
         Ok(components.map(fs::read))
     };
     let [first, first_provider] = build()?;
     component::clean(shell)?;
-    guest::clean(shell, PROVIDER)?;
+    guest::clean(shell, guest::PROVIDER)?;
     let [second, second_provider] = build()?;
     ensure!(
         first? == second? && first_provider? == second_provider?,

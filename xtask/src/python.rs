@@ -7,7 +7,7 @@ use xshell::{Shell, cmd};
 
 use crate::NotHere;
 use crate::programs::succeeds;
-use crate::{component, project};
+use crate::{component, compose, guest, project};
 
 /// Runs the tests of `examples/python`, which start the command that is built with the tests.
 ///
@@ -21,6 +21,7 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
     if !component::directory().join("verrou.wasm").exists() {
         component::build(shell)?;
     }
+    compose_locks_in_directories(shell)?;
     let verrou = project().join("target/debug/verrou");
     let example = project().join("examples/python/example.py");
     cmd!(shell, "{python} {example}").run()?;
@@ -38,6 +39,19 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
         .env("VERROU", verrou)
         .run()
         .context("the tests of examples/python failed")
+}
+
+/// Composes the component that `examples/python/directory_locks.py` runs.
+fn compose_locks_in_directories(shell: &Shell) -> Result<()> {
+    let composed = |name| component::directory().join(name).display().to_string();
+    let (provider, output) = (
+        composed("provider-filesystem.wasm"),
+        composed("locks-over-filesystem.wasm"),
+    );
+    if !Path::new(&provider).exists() {
+        guest::build(shell, guest::PROVIDER)?;
+    }
+    compose::compose(shell, &["--store", &provider, "--output", &output])
 }
 
 /// Returns an interpreter in `target/tools/NAME` with the packages that the file `requirements` lists.

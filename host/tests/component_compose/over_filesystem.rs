@@ -230,6 +230,7 @@ const COMPONENT: &str = "OVER_FILESYSTEM_COMPONENT";
 const STORE: &str = "OVER_FILESYSTEM_STORE";
 const LOG: &str = "OVER_FILESYSTEM_LOG";
 const GRANTS: &str = "OVER_FILESYSTEM_GRANTS";
+const NAME: &str = "OVER_FILESYSTEM_NAME";
 
 /// Does the work of a holder: two lines of the log.
 fn work(log: &Path, fence: u64) {
@@ -273,7 +274,8 @@ fn native_process() {
     let store = native(Path::new(&variable(STORE)));
     let retry = Retry::FOR_EVER.delay(Duration::from_millis(1)).unwrap();
     let locks = LockFactory::new(&store, System).retry(retry);
-    let lock = locks.create_lock("n", "2s").unwrap();
+    let name = env::var(NAME).unwrap_or_else(|_| "n".to_owned());
+    let lock = locks.create_lock(&name, "2s").unwrap();
     for _ in 0..variable(GRANTS).parse().unwrap() {
         lock.run(|held| work(Path::new(&variable(LOG)), held.fence().unwrap().get()))
             .unwrap();
@@ -340,6 +342,52 @@ fn guests_and_native_processes_exclude_each_other() {
     }
     let fences = processes.fences();
     let expected: Vec<_> = (fences[0]..).take(4 * EACH).collect();
+    assert_eq!(fences, expected);
+}
+
+/// Returns the command `wasmtime`: the one that `VERROU_WASMTIME` names, or that of the path; `None` if there is none.
+fn wasmtime_command() -> Option<PathBuf> {
+    let command = env::var_os("VERROU_WASMTIME").map_or("wasmtime".into(), PathBuf::from);
+    let output = Command::new(&command).arg("--version").output();
+    let works = output.is_ok_and(|output| output.status.success());
+    works.then_some(command)
+}
+
+#[test]
+fn jobs_in_the_command_wasmtime_and_native_processes_exclude_each_other() {
+    let Some(wasmtime) = wasmtime_command() else {
+        eprintln!("there is no command `wasmtime`: jobs in it are not tested");
+        return;
+    };
+    let processes = Processes::new();
+    let job = processes.path("nightly.wasm");
+    let composed = crate::compose(&[
+        "--store".as_ref(),
+        &built("provider-filesystem"),
+        "--into".as_ref(),
+        &built("cron-job"),
+        "--output".as_ref(),
+        &job,
+    ]);
+    crate::succeeded(&composed);
+    let mut log = File::options();
+    let log = log.append(true).create(true).open(processes.path("log"));
+    let log = log.unwrap();
+    let jobs = [(); 2].map(|()| {
+        let mut command = Command::new(&wasmtime);
+        let directory = format!("{}::locks", processes.path("locks").display());
+        command.args(["run", "--dir", &directory]).arg(&job);
+        command.args(["0", "50"]).stdout(log.try_clone().unwrap());
+        command.spawn().unwrap()
+    });
+    let mut native = processes.process("native_process", Some(5));
+    let native = Started::new(native.env(NAME, "nightly"));
+    for mut job in jobs {
+        assert!(job.wait().unwrap().success());
+    }
+    assert_passed(&native.end());
+    let fences = processes.fences();
+    let expected: Vec<_> = (fences[0]..).take(7).collect();
     assert_eq!(fences, expected);
 }
 
