@@ -36,6 +36,8 @@ mutants! {
     CounterAloneCounts
     CounterBeginsAnew
     CorruptionTakenForFree
+    DraftNotCheckedAgain
+    DraftsDeletedLast
     DroppedWaitKeepsPlace
     EndlessPatience
     ErrorTakenForRefusal
@@ -84,7 +86,9 @@ mutants! {
     ReplacedWhileAllotted
     ReleasedByAnybody
     RenewedTooLate
+    SkewIgnored
     StartIgnored
+    StatesDeletedDescending
     StickyFoldersAccepted
     TimeNamespaceIgnored
     TimeToldByWallClock

@@ -25,8 +25,9 @@ use crate::trusted_file;
 /// A store of leases as hard links in a directory: `wasi:DIR`. WebAssembly programs use the same directory through
 /// the component `provider-filesystem`, in any runtime that gives it to them.
 ///
-/// A lease ends by its ttl and the wall clock alone, also when its process has ended. Waiters poll. A
-/// [`LeaseFileStore`](crate::LeaseFileStore) does better for native programs alone.
+/// A lease ends by its ttl and the wall clock alone, also when its process has ended. Waiters poll. A grant is synced to
+/// the disk, which takes milliseconds, and blocks a task's thread. A [`LeaseFileStore`](crate::LeaseFileStore) does
+/// better for native programs alone.
 ///
 /// ```
 /// use verrou::blocking::LockFactory;

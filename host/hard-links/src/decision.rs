@@ -103,7 +103,8 @@ impl Current {
         let Some(until) = self.state.until else {
             return Some(None);
         };
-        let end = until.saturating_add(nanos(moment.skew));
+        let skew = mutant!(SkewIgnored, 0, nanos(moment.skew));
+        let end = until.saturating_add(skew);
         let left = end.checked_sub(nanos(moment.now))?;
         (left > 0).then_some(Some(Duration::from_nanos(left)))
     }

@@ -8,6 +8,8 @@
 #![no_std]
 
 extern crate alloc;
+#[macro_use(mutant)]
+extern crate verrou;
 
 // The order of dependence: a module may use modules above it in this list, never modules below it.
 // The core's `tests/layers.rs` checks that.

@@ -3,6 +3,7 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use verrou::{Acquired, Claim, Fence, Holder, Name, Process, Renewed};
 
@@ -291,7 +292,7 @@ impl<'a, F: StateFiles> LockDirectory<'a, F> {
         }
         let listed = self.list();
         let linked = match &listed {
-            Ok(listing) if listing.current() == number => {
+            Ok(listing) if listing.current() == number || mutant!(DraftNotCheckedAgain) => {
                 self.files.link(&draft, &file_names::state(number + 1))
             }
             _ => Ok(Linked::Exists),
@@ -319,9 +320,16 @@ impl<'a, F: StateFiles> LockDirectory<'a, F> {
     /// Drafts are deleted before states, because a draft that exists may still be linked; and states in ascending
     /// order, because a state that exists may still be linked to the next number.
     fn clean(&self, listing: &Listing, number: u64) {
-        let drafts = listing.drafts_before(number).map(Into::into);
-        let states = listing.states_before(number).map(file_names::state);
-        for file in drafts.chain(states) {
+        let mut files: Vec<String> = listing.drafts_before(number).map(Into::into).collect();
+        let drafts = files.len();
+        files.extend(listing.states_before(number).map(file_names::state));
+        if mutant!(DraftsDeletedLast) {
+            files.rotate_left(drafts);
+        }
+        if mutant!(StatesDeletedDescending) {
+            files[drafts..].reverse();
+        }
+        for file in files {
             // A later operation deletes the rest.
             if self.files.delete(&file).is_err() {
                 return;

@@ -363,3 +363,64 @@ fn interrupted(
     assert!(!left.iter().any(|name| name.contains("draft")), "{left:?}");
     true
 }
+
+/// The last of three operations of other processes ends before each of its accesses to files, which leaves some of the
+/// states and drafts that it was to delete.
+#[test]
+fn process_that_ends_while_it_deletes_files_lets_no_number_be_used_twice() {
+    const OTHERS: [Operation; 4] = [Acquire(2), Release(2), Extend(1), Release(1)];
+
+    let mut runs = 0_u32;
+    for before in [&[][..], &[Acquire(1)], &[Acquire(1), Extend(1)]] {
+        for operation in [Acquire(1), Extend(1), Release(1)] {
+            for script in 0..64 {
+                let script = [script / 16, script / 4 % 4, script % 4].map(|at| OTHERS[at]);
+                for access in 0.. {
+                    let mut ends = 0;
+                    while both_stopped(before, (operation, access), script, ends) {
+                        ends += 1;
+                        runs += 1;
+                    }
+                    if ends == 0 {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    assert!(runs > 5_000, "{runs}");
+}
+
+/// Interrupts `operation` before an access, while other processes do `script`, whose last operation ends before its
+/// access with the number `ends`. Returns `false` if either has fewer accesses.
+fn both_stopped(
+    before: &[Operation],
+    (operation, access): (Operation, u32),
+    script: [Operation; 3],
+    ends: u32,
+) -> bool {
+    let disk = Disk::default();
+    for &operation in before {
+        perform(&Process::undisturbed(&disk), operation).expect("a reply");
+    }
+    let has_ended = Cell::new(false);
+    let others = || {
+        let [first, second, last] = script;
+        for operation in [first, second] {
+            perform(&Process::undisturbed(&disk), operation).expect("a reply");
+        }
+        let mut ending = Process::undisturbed(&disk);
+        (ending.event, ending.left) = (Event::Ended, Cell::new(Some(ends)));
+        perform(&ending, last);
+        has_ended.set(ending.has_ended.get());
+    };
+    let mut process = Process::undisturbed(&disk);
+    (process.left, process.others) = (Cell::new(Some(access)), &others);
+    perform(&process, operation).expect("a reply");
+    for operation in [ForceRelease, Acquire(3), Release(3), Acquire(4), Release(4)] {
+        perform(&Process::undisturbed(&disk), operation).expect("a reply");
+    }
+    let left = disk.files.borrow().len();
+    assert!(left <= 3, "{left}");
+    has_ended.get()
+}

@@ -4,7 +4,7 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
-/// Returns the start of a `cargo test` of the core, the stores in files, the host and the command, which are compiled with `--cfg CFG`.
+/// Returns the start of a `cargo test` of the core, the stores in files and their protocols, the host and the command, which are compiled with `--cfg CFG`.
 ///
 /// Only they are: by `RUSTC_WORKSPACE_WRAPPER`, and not by `RUSTFLAGS`, which would compile all other crates
 /// again for each `cfg`.
@@ -16,6 +16,7 @@ pub(crate) fn cargo_test(project: &Path, cfg: &str) -> Command {
         .args([
             "--package=verrou",
             "--package=verrou-files",
+            "--package=verrou-hard-links",
             "--package=verrou-host",
             "--package=verrou-cli",
         ])

@@ -375,6 +375,7 @@ fn build(project: &Path) -> Result<HashMap<(&'static str, &'static str), PathBuf
 fn manifest_of(project: &Path, package: &str) -> PathBuf {
     match package {
         "verrou-files" => project.join("host/files/Cargo.toml"),
+        "verrou-hard-links" => project.join("host/hard-links/Cargo.toml"),
         "verrou-host" => project.join("host/Cargo.toml"),
         "verrou-cli" => project.join("host/cli/Cargo.toml"),
         _ => project.join("Cargo.toml"),

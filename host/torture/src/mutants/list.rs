@@ -85,6 +85,15 @@ const fn files(program: &'static str, name: &'static str) -> Test {
     }
 }
 
+/// A test of the protocol of `wasi:` stores.
+const fn hard_links(program: &'static str, name: &'static str) -> Test {
+    Test {
+        package: "verrou-hard-links",
+        program,
+        name,
+    }
+}
+
 const fn host(program: &'static str, name: &'static str) -> Test {
     Test {
         package: "verrou-host",
@@ -729,6 +738,48 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             host(
                 "files",
                 "hand_off::notified_waiter_retries_until_lock_is_free",
+            ),
+        )],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "a file with a number that was deleted is linked once more",
+        mutants: &[
+            mutant(
+                "DraftNotCheckedAgain",
+                "a draft is linked although the current state changed before it was created",
+                hard_links(
+                    "interleavings",
+                    "interrupted_operations_are_atomic_and_no_number_is_used_twice",
+                ),
+            ),
+            mutant(
+                "DraftsDeletedLast",
+                "the state that a draft may still be linked to is deleted before the draft",
+                hard_links(
+                    "interleavings",
+                    "process_that_ends_while_it_deletes_files_lets_no_number_be_used_twice",
+                ),
+            ),
+            mutant(
+                "StatesDeletedDescending",
+                "the state that a release may still be linked to is deleted before the one that is released",
+                hard_links(
+                    "interleavings",
+                    "process_that_ends_while_it_deletes_files_lets_no_number_be_used_twice",
+                ),
+            ),
+        ],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "wall clocks differ",
+        mutants: &[mutant(
+            "SkewIgnored",
+            "a lease of a `wasi:` store is taken over as soon as it has expired",
+            hard_links(
+                "lib",
+                "decision::tests::expired_lease_is_unavailable_to_others_for_the_skew",
             ),
         )],
         otherwise: "",
