@@ -59,6 +59,7 @@ enum StoreKind {
 struct Object {
     methods: LockStore,
     fences: bool,
+    describes: bool,
     waits: bool,
     gives_up: bool,
     detaches: bool,
@@ -94,6 +95,8 @@ extern "C" {
     ) -> Result<JsValue, JsValue>;
     #[wasm_bindgen(method, catch)]
     fn fence(this: &LockStore, key: &str, owner: &str) -> Result<JsValue, JsValue>;
+    #[wasm_bindgen(method, catch)]
+    fn holder(this: &LockStore, key: &str) -> Result<JsValue, JsValue>;
     #[wasm_bindgen(method, catch)]
     fn wait(
         this: &LockStore,
@@ -137,6 +140,7 @@ impl Store {
         let has = |name| property(&object, name).is_function();
         Self(StoreKind::Object(Arc::new(Object {
             fences: has("fence"),
+            describes: has("holder"),
             waits: has("wait"),
             gives_up: has("giveUp"),
             detaches: has("detach"),
@@ -193,6 +197,11 @@ impl AsyncStore for Store {
     async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         match &self.0 {
             StoreKind::Memory(store) => AsyncStore::holders(store, name).await,
+            StoreKind::Object(store) if store.describes => {
+                let holder = asking(awaited(store.methods.holder(name.as_str()))).await;
+                let holder = holder_of(&holder.map_err(store_error)?)?;
+                Ok(holder.into_iter().collect())
+            }
             StoreKind::Object(store) => {
                 let exists = asking(awaited(store.methods.exists(name.as_str()))).await;
                 let holder = exists
@@ -349,8 +358,15 @@ impl Object {
     async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         let (key, owner) = (claim.name.as_str(), claim.owner.to_string());
         let saved = awaited(self.methods.save(key, &owner, &length(claim))).await;
-        if !saved.map_err(store_error)?.is_truthy() {
+        let saved = saved.map_err(store_error)?;
+        if !saved.is_truthy() {
             return Ok(Acquired::BUSY);
+        }
+        let token = property(&saved, "granted");
+        if !token.is_undefined() {
+            return Ok(Acquired::Granted {
+                fence: token_of(&token)?,
+            });
         }
         if !self.fences {
             return Ok(Acquired::Granted { fence: None });
@@ -395,6 +411,25 @@ async fn owned(done: Result<JsValue, JsValue>) -> Result<bool, StoreError> {
 fn length(claim: &Claim) -> JsValue {
     let ttl = claim.ttl.duration().map(millis);
     ttl.map_or(JsValue::NULL, JsValue::from_f64)
+}
+
+/// Reads the holder that a store returned: an object with the members `fence` and `remaining`, in milliseconds, or none.
+fn holder_of(value: &JsValue) -> Result<Option<Holder>, StoreError> {
+    if value.is_null() || value.is_undefined() {
+        return Ok(None);
+    }
+    let fence = token_of(&property(value, "fence"))?;
+    let remaining = property(value, "remaining");
+    let remaining = match remaining.as_f64() {
+        None if remaining.is_null() || remaining.is_undefined() => None,
+        Some(millis) if millis >= 0.0 => Duration::try_from_secs_f64(millis / 1_000.0).ok(),
+        _ => {
+            return Err(StoreError::permanent(
+                "the store returned a remaining time that is not a number of milliseconds from 0, or null",
+            ));
+        }
+    };
+    Ok(Some(Holder::new(fence, remaining)))
 }
 
 /// Reads a fencing token that a store returned: a number, a bigint, or none.

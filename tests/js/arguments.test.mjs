@@ -224,6 +224,7 @@ test('every method of a file store refuses arguments of the wrong type with a co
     ['extend', ['x', owner, 1]],
     ['renew', ['x', owner, 1, 1n]],
     ['fence', ['x', owner]],
+    ['holder', ['x']],
     ['wait', ['x', 1, undefined, owner]],
     ['giveUp', ['x', owner]],
     ['detach', ['x', owner]],

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { test } from 'node:test'
+import { inspect } from 'node:util'
 
 import { errors, LockError, LockFactory, memoryStore, Verrou } from '../../target/js/node.js'
 
@@ -374,6 +375,12 @@ class MapStore {
   }
 }
 
+/** Returns an object with the required methods of `store`. */
+function methodsOf(store) {
+  const names = ['save', 'delete', 'forceDelete', 'exists', 'extend']
+  return Object.fromEntries(names.map((name) => [name, (...args) => store[name](...args)]))
+}
+
 test('any object can be a store', async () => {
   const store = new MapStore()
   const factory = new LockFactory(store)
@@ -418,6 +425,60 @@ test('a store can return fencing tokens', async () => {
     await assert.rejects(new LockFactory(store).createLock('one').acquire(), coded('E_LOCK_STORAGE_ERROR'), String(bad))
     assert.equal(store.held.size, 0)
   }
+})
+
+test('a store can return the fencing token of a grant from `save`', async () => {
+  for (const token of [(count) => count, (count) => BigInt(count)]) {
+    const store = new MapStore()
+    const save = store.save
+    store.save = async (...claim) => (await save.apply(store, claim)) && { granted: token(++store.fences) }
+    store.fence = () => assert.fail('called')
+    const lock = new LockFactory(store).createLock('one')
+    for (const fence of [1n, 2n, 3n]) await lock.run((lease) => assert.equal(lease.fence, fence))
+  }
+  for (const bad of [0, -1, 1.5, 'x', {}, 2n ** 64n, true]) {
+    const store = new MapStore()
+    const save = store.save
+    store.save = async (...claim) => (await save.apply(store, claim)) && { granted: bad }
+    await assert.rejects(new LockFactory(store).createLock('one').acquire(), coded('E_LOCK_STORAGE_ERROR'), String(bad))
+    assert.equal(store.held.size, 0)
+  }
+})
+
+test('a store can describe the holder', async () => {
+  const store = new MapStore()
+  for (const [described, holder] of [
+    [{ fence: 7, remaining: 250 }, { fence: 7n, remaining: 250 }],
+    [{ fence: 8n, remaining: null }, { fence: 8n, remaining: null }],
+    [{}, { fence: null, remaining: null }],
+    [null, null],
+    [undefined, null],
+  ]) {
+    for (const returned of [() => described, async () => described]) {
+      const lock = new LockFactory({ ...methodsOf(store), holder: returned }).createLock('one')
+      assert.deepEqual(await lock.holder(), holder)
+      assert.equal(await lock.isLocked(), holder !== null)
+    }
+  }
+  for (const bad of [{ fence: 0 }, { remaining: -1 }, { remaining: 'x' }, { remaining: NaN }]) {
+    const broken = new LockFactory({ ...methodsOf(store), holder: () => bad }).createLock('one')
+    await assert.rejects(broken.holder(), coded('E_LOCK_STORAGE_ERROR'))
+  }
+})
+
+test('a lock is printed with its name, fencing token and remaining time, and without its owner', async () => {
+  const lock = memory().createLock('one', null)
+  assert.equal(inspect(lock), "Lock { name: 'one', fence: null, remaining: null }")
+  await lock.acquire()
+  assert.equal(inspect(lock), "Lock { name: 'one', fence: 1n, remaining: null }")
+  assert.match(inspect({ lock: memory().createLock('two', '1h') }), /lock: Lock \{ name: 'two'/)
+  const lease = await memory().createLock('one', null).run((lease) => {
+    assert.equal(inspect(lease), 'Lease { fence: 1n, remaining: null }')
+    return lease
+  })
+  // It can be used after the end of the run.
+  assert.equal(inspect(lease), 'Lease { fence: 1n, remaining: 0 }')
+  assert.equal(lease.signal.aborted, false)
 })
 
 test('a fencing token that decreases is refused', async () => {

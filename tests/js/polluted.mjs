@@ -22,6 +22,7 @@ const EVIL = {
   fence: () => 6_666,
   giveUp: () => {},
   granted: 6_666,
+  holder: () => ({ fence: 6_666, remaining: 1 }),
   idle: 1,
   logger: { child: () => { throw new Error('evil') } },
   maxDelay: 1,
@@ -80,6 +81,7 @@ for (const [kind, store] of [['memory', memoryStore()], ['plain', plain()]]) {
   await note(`${kind} runs`, () => lock.run(() => 'done'))
   await note(`${kind} runs with options`, () => lock.run(({ signal }) => signal.aborted, {}))
   await note(`${kind} acquires`, async () => typeof (await lock.acquire({})).fence)
+  await note(`${kind} has a holder`, async () => typeof (await lock.holder())?.remaining)
   await note(`${kind} extends`, () => lock.extend())
   const once = new LockFactory(store, { retry: { attempts: 1 } }).createLock('x')
   await note(`${kind} is refused`, () => once.acquire({ retry: {} }))
@@ -117,6 +119,7 @@ const [mine, other] = ['1'.repeat(32), '2'.repeat(32)]
 await note('files save', () => files.save('x', mine, 3_600_000))
 await note('files count', async () => typeof (await files.fence('x', mine)))
 await note('files count again', async () => typeof (await files.fence('x', mine)))
+await note('files have a holder', async () => Object.keys(await files.holder('x')))
 await note('files refuse', () => files.save('x', other, 3_600_000))
 await note('files return no fence', () => files.fence('x', other))
 await note('files refuse to extend', () => files.extend('x', other, 3_600_000))

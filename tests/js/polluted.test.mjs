@@ -16,9 +16,9 @@ const NAMES = [
   'anyFileSystem', 'attempts', 'command', 'default', 'delay', 'driver', 'factory', 'group', 'idle', 'label',
   'logger', 'maxDelay', 'name', 'renew', 'retry', 'signal', 'stores', 'timeout',
   // Optional methods of a store, and members of errors.
-  'detach', 'fence', 'giveUp', 'wait', 'code', 'temporary',
+  'detach', 'fence', 'giveUp', 'holder', 'wait', 'code', 'remaining', 'temporary',
   // Serialized locks, answers, and the environment.
-  'expirationTime', 'owner', 'ttl', 'error', 'granted', 'holder', 'mine', 'queued', 'refused', 'renewed', 'waited',
+  'expirationTime', 'owner', 'ttl', 'error', 'granted', 'mine', 'queued', 'refused', 'renewed', 'waited',
   'VERROU_COMMAND', 'VERROU_STORE',
   // Options of functions that the package calls.
   'argv0', 'cwd', 'env', 'shell',
@@ -27,7 +27,7 @@ const NAMES = [
 ]
 
 /** The optional methods of a store. */
-const METHODS = ['detach', 'fence', 'giveUp', 'renew', 'wait']
+const METHODS = ['detach', 'fence', 'giveUp', 'holder', 'renew', 'wait']
 
 const directory = await mkdtemp(join(tmpdir(), 'verrou-'))
 after(() => rm(directory, { recursive: true }))

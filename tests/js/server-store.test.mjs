@@ -138,6 +138,15 @@ test('waits for twenty locks are notified over one connection', options, async (
   await Promise.all(waiting)
 })
 
+test('the holder of a lock has its fencing token and remaining time', options, async (t) => {
+  const { open } = await redis(t)
+  const lock = new LockFactory(open()).createLock('described', '1m')
+  await lock.acquire()
+  const { fence, remaining } = await new LockFactory(open()).createLock('described').holder()
+  assert.equal(fence, lock.fence)
+  assert.ok(remaining > 0 && remaining <= 60_000, `${remaining}`)
+})
+
 test('a force-released holder cannot extend', options, async (t) => {
   const { open, verrou } = await redis(t)
   const lock = new LockFactory(open()).createLock('evicted', '1m')

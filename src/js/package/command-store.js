@@ -144,6 +144,13 @@ export class CommandStore {
     return holder?.mine === true ? holder.fencing_token : null
   }
 
+  async holder(name) {
+    const { holder } = await this.#usableServer().ask('inspect', { name: keyOf(name) })
+    if (holder === null) return null
+    const { fencing_token: fence = null, remaining = null } = own(holder)
+    return { fence, remaining: remaining === null ? null : remaining / 1e6 }
+  }
+
   async wait(name, atMost, signal, owner) {
     const key = keyOf(name)
     if (typeof atMost !== 'number') throw invalid('`atMost`', 'a number of milliseconds', atMost)

@@ -89,6 +89,11 @@ export interface FileStore extends LockStore {
    */
   fence(key: string, owner: string): Promise<number | null>
   /**
+   * Returns the fencing token and the remaining time, in milliseconds, of the grant of `key`, by any owner; `null` if no
+   * owner holds it.
+   */
+  holder(key: string): Promise<{ fence: number | null; remaining: number | null } | null>
+  /**
    * Resolves when `key` may be free, after `atMost` milliseconds, or when `signal` is aborted.
    *
    * With an `owner`, takes a ticket for it in the wait queue of all processes, which ends when

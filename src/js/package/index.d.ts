@@ -52,7 +52,7 @@ export interface Lease {
   readonly fence: bigint | null
   /** Aborted as soon as the lock is lost, with an `E_LOCK_LOST` as its reason. */
   readonly signal: AbortSignal
-  /** Returns the remaining time of the lease, in milliseconds; `null` when it does not expire. */
+  /** Returns the remaining time of the lease, in milliseconds; `null` when it does not expire, and 0 after `run` has ended. */
   remaining(): number | null
 }
 
@@ -237,6 +237,12 @@ export function memoryStore(): MemoryStore
 /** The return value of a method that may be async. */
 export type Awaitable<T> = T | PromiseLike<T>
 
+/** The result of `save` of a store that counts its grants. */
+export interface Granted {
+  /** The grant's fencing token: a number that grows with every grant of the key. */
+  granted: number | bigint
+}
+
 /**
  * A store of locks: any object with these methods. Each method is one atomic operation. An error that
  * it throws becomes the `cause` of an `E_LOCK_STORAGE_ERROR`. If the error has a property `temporary: true`,
@@ -245,9 +251,10 @@ export type Awaitable<T> = T | PromiseLike<T>
 export interface LockStore {
   /**
    * Records that `owner` holds `key` for `ttl` milliseconds, or without expiry if that is `null`, and returns
-   * true, if no owner holds it; returns false otherwise. If the same owner holds it, either result is correct.
+   * true, if no owner holds it; returns false otherwise. If the same owner holds it, either result is correct. A store
+   * that counts its grants may return the fencing token instead of true; `fence` is not called then.
    */
-  save(key: string, owner: string, ttl: number | null): Awaitable<boolean>
+  save(key: string, owner: string, ttl: number | null): Awaitable<boolean | Granted>
   /** Removes `owner`'s record; if there is none, throws an error whose `code` is `'E_LOCK_NOT_OWNER'`. */
   delete(key: string, owner: string): Awaitable<void>
   /** Removes the record of any owner. */
@@ -275,6 +282,11 @@ export interface LockStore {
    * after each `save` that returned true.
    */
   fence?(key: string, owner: string): Awaitable<number | bigint | null>
+  /**
+   * Returns the fencing token and the remaining time, in milliseconds, of the record of `key`; `null` if no owner holds it.
+   * A member without a value in the store is `null`. Without this method, the result of `exists` is used.
+   */
+  holder?(key: string): Awaitable<{ fence: number | bigint | null; remaining: number | null } | null>
   /**
    * Waits until `key` may be free for `owner`, for `atMost` milliseconds, or until `signal` is
    * aborted. Leaves nothing behind but a ticket in a wait queue, in a store with `giveUp`.

@@ -5,14 +5,14 @@ import { hasMethod } from './options.js'
 export const REQUIRED = ['save', 'delete', 'forceDelete', 'exists', 'extend']
 
 /** The methods that a store may have. */
-export const OPTIONAL = ['renew', 'fence', 'wait', 'giveUp', 'detach', 'watch']
+export const OPTIONAL = ['renew', 'fence', 'holder', 'wait', 'giveUp', 'detach', 'watch']
 
 /** The place of the owner among the arguments of each method that has one. */
 const OWNER_PLACE = { save: 1, delete: 1, extend: 1, renew: 1, fence: 1, wait: 3, giveUp: 1, detach: 1, watch: 1 }
 
 /**
- * Returns a store with the methods that `store` has, and its `notifies`. Those in `changes` replace the methods of `store`; all others
- * are forwarded.
+ * Returns a store with the methods that `store` has, and its `notifies`. Those in `changes` replace the methods of
+ * `store`; all others are forwarded.
  */
 export function wrapped(store, changes) {
   const methods = Object.create(null)

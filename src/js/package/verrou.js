@@ -14,6 +14,9 @@ import { assertUsable, errors } from './errors.js'
 import { hasMethod, own } from './options.js'
 import { REQUIRED } from './store-methods.js'
 
+/** The method that Node.js calls to print an object. */
+const INSPECT = Symbol.for('nodejs.util.inspect.custom')
+
 /** The core's store of each store object. */
 const coreStores = new WeakMap()
 
@@ -80,10 +83,16 @@ class Lease {
   }
 
   remaining() {
-    return this.#held.remaining() ?? null
+    // After the end of `run` there is no grant.
+    return this.#held === undefined ? 0 : (this.#held.remaining() ?? null)
+  }
+
+  [INSPECT](_depth, options, inspect) {
+    return `Lease ${inspect({ fence: this.fence, remaining: this.remaining() }, options)}`
   }
 
   get signal() {
+    if (this.#held === undefined) return (this.#keeping ?? new AbortController()).signal
     this.#keeping ??= new ExpiryWatch(this.#held)
     return this.#keeping.signal
   }
@@ -99,6 +108,7 @@ class Lease {
    */
   static async end(lease) {
     await lease.#keeping?.end()
+    lease.#held = undefined
     const signal = lease.#keeping?.signal
     return signal?.aborted ? signal.reason : undefined
   }
@@ -270,6 +280,12 @@ export class Lock {
   async handOver() {
     assertUsable()
     return this.#core.serialize(true)
+  }
+
+  /** Returns the text that `console.log` of Node.js prints, without the owner token. */
+  [INSPECT](_depth, options, inspect) {
+    const { name, fence } = this
+    return `Lock ${inspect({ name, fence, remaining: this.#core.remaining() ?? null }, options)}`
   }
 
   async [Symbol.asyncDispose ?? Symbol.for('Symbol.asyncDispose')]() {

@@ -39,6 +39,7 @@ export interface WebStore extends LockStore {
   exists(key: string): Promise<boolean>
   extend(key: string, owner: string, ttl: number | null): Promise<void>
   fence(key: string, owner: string): number | null
+  holder(key: string): Promise<{ fence: number; remaining: number | null } | null>
   wait(key: string, atMost: number, signal: AbortSignal): Promise<void>
   detach(key: string, owner: string): Promise<void>
   /** Returns the locks that are held, by any owner. */

@@ -87,9 +87,15 @@ class WebStore {
   }
 
   async exists(key) {
+    return (await this.holder(key)) !== null
+  }
+
+  async holder(key) {
     key = nameOf(key)
     const record = await this.#transaction(key, (record) => ({ answer: record }))
-    return isHeld(record) && (record.client === null || (await this.#isAlive(record.client)))
+    const held = isHeld(record) && (record.client === null || (await this.#isAlive(record.client)))
+    if (!held) return null
+    return { fence: record.fence, remaining: record.ends === null ? null : Math.max(0, record.ends - Date.now()) }
   }
 
   async extend(key, owner, ttl) {

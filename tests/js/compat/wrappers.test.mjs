@@ -40,6 +40,7 @@ const claims = (owner) => ({
   extend: ['x', owner, 1],
   renew: ['x', owner, 1, 7n],
   fence: ['x', owner],
+  holder: ['x'],
   wait: ['x', 1, undefined, owner],
   giveUp: ['x', owner],
   detach: ['x', owner],
