@@ -131,6 +131,7 @@ test('every function of the main entry refuses arguments of the wrong type with 
       ...['attempts', 'delay', 'maxDelay', 'timeout'].map((name) => [
         `acquire with ${name}`, [1], (value) => lock().acquire({ retry: { [name]: value } }),
       ]),
+      ['acquire with renewal', [true], async (renew) => (await lock().acquire({ renew }))[Symbol.asyncDispose]()],
       ['acquireImmediately', [1], (...args) => lock().acquireImmediately(...args)],
       ['run', [() => 1, {}], (...args) => lock().run(...args)],
       ['run with options', [undefined, false], (signal, renew) => lock().run(() => 1, { signal, renew })],

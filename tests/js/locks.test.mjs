@@ -179,6 +179,60 @@ test('a work that throws the reason of its signal throws it', async () => {
   await assert.rejects(run, (error) => coded('E_LOCK_LOST')(error) && error.suppressed === undefined)
 })
 
+test('a renewed lease lasts until it is released', async () => {
+  const factory = memory()
+  const lock = factory.createLock('one', 60)
+  const lease = await lock.acquire({ renew: true })
+  assert.equal(lease.fence, 1n)
+  await sleep(200)
+  assert.equal(lease.signal.aborted, false)
+  assert.ok(lease.remaining() > 0)
+  assert.equal(await factory.createLock('one').acquireImmediately(), false)
+  await lease.release()
+  await lease.release()
+  await lease[Symbol.asyncDispose]()
+  assert.equal(await lock.isLocked(), false)
+  assert.equal(lease.signal.aborted, false)
+  // The lock itself can be acquired again.
+  assert.equal((await lock.acquire({ renew: false })).fence, 2n)
+  await lock[Symbol.asyncDispose]()
+  assert.equal(await lock.isLocked(), false)
+})
+
+test('the signal of a renewed lease reports its loss, which its release throws', async () => {
+  for (const end of [(lease) => lease.release(), (lease) => lease[Symbol.asyncDispose]()]) {
+    const factory = memory()
+    const lease = await factory.createLock('one', 60).acquire({ renew: true })
+    const aborted = new Promise((resolve) => lease.signal.addEventListener('abort', resolve))
+    await factory.createLock('one').forceRelease()
+    await aborted
+    coded('E_LOCK_LOST')(lease.signal.reason)
+    const other = factory.createLock('one', null)
+    await other.acquire()
+    await assert.rejects(end(lease), coded('E_LOCK_LOST'))
+    assert.equal((await other.holder()).fence, 2n)
+  }
+})
+
+test('a lock that its owner releases ends the renewal without a loss', async () => {
+  const lock = memory().createLock('one', 60)
+  const lease = await lock.acquire({ renew: true })
+  await lock.release()
+  await sleep(100)
+  assert.equal(lease.signal.aborted, false)
+  await lease.release()
+})
+
+test('the wait for a renewed lease can be cancelled', async () => {
+  const factory = memory()
+  await factory.createLock('one', null).acquire()
+  const controller = new AbortController()
+  const waiting = factory.createLock('one').acquire({ renew: true, signal: controller.signal })
+  controller.abort()
+  await assert.rejects(waiting, { name: 'AbortError' })
+  await assert.rejects(factory.createLock('one').acquire({ renew: true, retry: { attempts: 1 } }), coded('E_LOCK_TIMEOUT'))
+})
+
 test('a signal cancels the wait', async () => {
   const factory = memory()
   const held = factory.createLock('one', null)

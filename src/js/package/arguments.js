@@ -119,7 +119,7 @@ export function isUrl(value) {
 
 /** The options of each function, and the members of those that are objects. */
 const KNOWN = {
-  acquire: ['retry', 'signal'],
+  acquire: ['retry', 'signal', 'renew'],
   run: ['retry', 'signal', 'renew'],
   runImmediately: ['signal', 'renew'],
   LockFactory: ['retry'],

@@ -56,6 +56,22 @@ export interface Lease {
   remaining(): number | null
 }
 
+/**
+ * The grant of `acquire({ renew: true })`, whose lease is renewed until it is released or lost, also in the background of
+ * a module. The renewal keeps the process alive.
+ */
+export interface RenewedLease extends Lease {
+  /**
+   * Ends the renewal, and releases the lock. At a second call, returns the first result.
+   *
+   * @throws `E_LOCK_LOST` if the lock was lost before; `E_LOCK_STORAGE_ERROR`, after which `release` of the lock can be
+   *   called, too.
+   */
+  release(): Promise<void>
+  /** Calls `release`, unless that was called before: for `await using`. */
+  [Symbol.asyncDispose](): Promise<void>
+}
+
 /** The holder of a lock. */
 export interface Holder {
   /** The fencing token of the grant; `null` when the store does not return it. */
@@ -79,7 +95,12 @@ export interface Lock {
    * @throws `E_LOCK_TIMEOUT` when the policy ended first; `E_LOCK_STORAGE_ERROR` when the store
    *   failed; `E_INVALID_RETRY`; `E_INVALID_ARGUMENT`; the signal's reason.
    */
-  acquire(options?: AcquireOptions): Promise<this>
+  acquire(options?: AcquireOptions & { renew?: false }): Promise<this>
+  /**
+   * Does the same, and renews the lease until it is released. Returns the grant: its `signal` is aborted as soon as the
+   * lock is lost.
+   */
+  acquire(options: AcquireOptions & { renew: true }): Promise<RenewedLease>
   /**
    * Acquires the lock if it is free now, and returns whether it was.
    *

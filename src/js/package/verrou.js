@@ -17,6 +17,9 @@ import { REQUIRED } from './store-methods.js'
 /** The method that Node.js calls to print an object. */
 const INSPECT = Symbol.for('nodejs.util.inspect.custom')
 
+/** The method that `await using` calls. Node.js 20 and some browsers lack the symbol, which compilers then define so. */
+const ASYNC_DISPOSE = Symbol.asyncDispose ?? Symbol.for('Symbol.asyncDispose')
+
 /** The core's store of each store object. */
 const coreStores = new WeakMap()
 
@@ -173,6 +176,34 @@ class Renewal {
   }
 }
 
+/** The result of `acquire({ renew: true })`: a lease that is renewed until it is released. */
+class RenewedLease extends Lease {
+  #held
+  #released
+
+  constructor(held) {
+    super(held)
+    this.#held = held
+    Lease.renew(this)
+  }
+
+  /** Releases the lock; at a second call, returns the first result. */
+  release() {
+    this.#released ??= this.#release()
+    return this.#released
+  }
+
+  async #release() {
+    const loss = await ended(this, this.#held)
+    if (loss !== undefined) throw loss
+  }
+
+  async [ASYNC_DISPOSE]() {
+    // The caller of `release` has got its error.
+    if (this.#released === undefined) await this.release()
+  }
+}
+
 export class Lock {
   #core
   #retry
@@ -197,9 +228,11 @@ export class Lock {
     if (options === undefined) {
       await this.#core.acquire(this.#retry, false)
     } else {
-      const { retry: wanted, signal } = optionsOf('acquire', options)
+      const { retry: wanted, signal, renew = false } = optionsOf('acquire', options)
       const retry = policy(this.#retry, wanted)
-      await unlessAborted(signalOf(signal), (aborted) => this.#core.acquire(retry, false, aborted))
+      booleanOf(renew, '`renew`')
+      const held = await unlessAborted(signalOf(signal), (aborted) => this.#core.acquire(retry, renew, aborted))
+      if (renew) return new RenewedLease(held)
     }
     this.#disposable = true
     return this
@@ -288,7 +321,7 @@ export class Lock {
     return `Lock ${inspect({ name, fence, remaining: this.#core.remaining() ?? null }, options)}`
   }
 
-  async [Symbol.asyncDispose ?? Symbol.for('Symbol.asyncDispose')]() {
+  async [ASYNC_DISPOSE]() {
     if (!this.#disposable) return
     this.#disposable = false
     await this.#core.release()

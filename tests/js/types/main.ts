@@ -1,6 +1,6 @@
 /** The types of the package: this program must compile, and its marked lines must not. */
 import { errors, LockError, LockFactory, memoryStore, onEvent, Verrou } from 'verrou-wasm'
-import type { Duration, Lease, Lock, LockEvent, LockStore } from 'verrou-wasm'
+import type { Duration, Lease, Lock, LockEvent, LockStore, RenewedLease } from 'verrou-wasm'
 
 const verrou = new Verrou({
   default: 'memory',
@@ -25,6 +25,17 @@ export async function use(signal: AbortSignal): Promise<number> {
   // @ts-expect-error: not a length of time
   await lock.extend(true)
   return lock.run(async (lease: Lease) => (lease.signal.aborted || !free ? 0 : (left ?? Number(fence))), { renew: true })
+}
+
+export async function lead(lock: Lock): Promise<bigint | null> {
+  await using lease = await lock.acquire({ renew: true })
+  lease.signal.addEventListener('abort', () => console.log(lease.signal.reason))
+  const same: RenewedLease = lease
+  const held: Lock = await lock.acquire({ renew: false, retry: { attempts: 1 } })
+  await same.release()
+  // @ts-expect-error: a grant is no lock
+  const wrong: Lock = await lock.acquire({ renew: true })
+  return held.fence ?? lease.fence ?? wrong.fence
 }
 
 export function handle(error: unknown): string | undefined {
