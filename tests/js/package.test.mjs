@@ -11,6 +11,7 @@ import { built, install, outside } from './installed.mjs'
 
 const run = promisify(execFile)
 const here = import.meta.dirname
+const compiler = (name) => join(here, 'node_modules', name, 'bin/tsc')
 const bin = (name) => join(here, 'node_modules/.bin', name)
 
 let directory
@@ -68,23 +69,38 @@ test('the types compile in strict mode', async () => {
   cpSync(join(here, 'node_modules/@types'), join(directory, 'node_modules/@types'), { recursive: true })
   cpSync(join(here, 'node_modules/undici-types'), join(directory, 'node_modules/undici-types'), { recursive: true })
   for (const resolution of ['nodenext', 'bundler']) {
-    const compiled = run(
-      bin('tsc'),
-      [
-        ...['--noEmit', '--strict', '--exactOptionalPropertyTypes', '--target', 'es2022'],
-        ...['--lib', 'es2022,esnext.disposable,dom', '--types', 'node'],
-        ...['--module', resolution === 'bundler' ? 'esnext' : 'nodenext', '--moduleResolution', resolution],
-        ...readdirSync(join(directory, 'types')).map((name) => join('types', name)),
-      ],
-      { cwd: directory }
-    )
-    await compiled.catch((error) => assert.fail(error.stdout))
+    await assertCompiles(compiler('typescript'), 'types', resolution, ['--lib', 'es2022,esnext.disposable,dom', '--types', 'node'])
   }
 })
+
+test('the types compile in TypeScript 5.0, with checks of the declarations', async () => {
+  cpSync(join(here, 'types-5.0'), join(directory, 'types-5.0'), { recursive: true })
+  // In CommonJS, too.
+  cpSync(join(here, 'types-5.0/main.ts'), join(directory, 'types-5.0/main.cts'))
+  for (const resolution of ['nodenext', 'bundler', 'node10']) {
+    await assertCompiles(compiler('typescript-5.0'), 'types-5.0', resolution, ['--lib', 'es2022,dom', '--typeRoots', 'types-5.0'])
+  }
+})
+
+/** Asserts that `tsc` compiles the programs in `directory`, with modules found by the method `resolution`. */
+async function assertCompiles(tsc, programs, resolution, args) {
+  const compiled = run(
+    process.execPath,
+    [
+      tsc,
+      ...['--noEmit', '--strict', '--exactOptionalPropertyTypes', '--skipLibCheck', 'false', '--target', 'es2022'],
+      ...['--module', resolution === 'nodenext' ? 'nodenext' : 'esnext', '--moduleResolution', resolution],
+      ...args,
+      ...readdirSync(join(directory, programs)).map((name) => join(programs, name)),
+    ],
+    { cwd: directory }
+  )
+  await compiled.catch((error) => assert.fail(error.stdout))
+}
 
 test('the linters of packages report nothing', async () => {
   const linted = run(bin('publint'), ['run', built, '--strict'])
   await linted.catch((error) => assert.fail(error.stdout))
-  const resolved = run(bin('attw'), [join(directory, tarball), '--profile', 'esm-only', '--no-color', '--no-emoji'])
+  const resolved = run(bin('attw'), [join(directory, tarball), '--no-color', '--no-emoji'])
   await resolved.catch((error) => assert.fail(error.stdout))
 })

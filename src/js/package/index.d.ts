@@ -1,3 +1,10 @@
+declare global {
+  // The compiler has this from version 5.2 on, in the library `esnext.disposable`.
+  interface SymbolConstructor {
+    readonly asyncDispose: unique symbol
+  }
+}
+
 /**
  * A length of time: milliseconds, a text such as `'1s'`, `'1m 30s'` or `'500ms'`, or `null` for no
  * limit.
@@ -222,10 +229,13 @@ export type StoreConfig =
   | MemoryStore
   | { driver: LockStore | MemoryStore | { factory(): LockStore | MemoryStore } }
 
+/** The type `T`, which is not inferred from this place: `NoInfer` of the compiler from version 5.4 on. */
+type NotInferred<T> = [T][T extends unknown ? 0 : never]
+
 /** The stores, and their defaults. */
 export interface VerrouConfig<Names extends string = string> extends LockFactoryOptions {
   /** The name of the default store. */
-  default?: NoInfer<Names>
+  default?: NotInferred<Names>
   /** The stores, each by its name. */
   stores: Record<Names, StoreConfig>
 }
