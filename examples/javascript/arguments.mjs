@@ -29,7 +29,7 @@ export class LockError extends Error {
   }
 }
 
-/** The codes that do not follow from their names in `wit/locks.wit`. */
+/** The codes that do not follow from their names in `wit/types.wit`. */
 const CODES = {
   denied: 'E_LOCK_DENIED',
   lost: 'E_LOCK_LOST',

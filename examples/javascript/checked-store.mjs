@@ -2,7 +2,7 @@
  * Wraps an arbitrary store for the component.
  *
  * An exception must not pass through the component, which would stop in the middle of an operation. So each
- * exception and each invalid reply of the store becomes the `store-error` of `wit/store.wit`, and the caller
+ * exception and each invalid reply of the store becomes the `store-error` of `wit/types.wit`, and the caller
  * gets `E_LOCK_STORAGE_ERROR`.
  */
 import { Waiter } from './wait-queue.mjs';

@@ -76,7 +76,7 @@ class StoreError(Exception):
         self.temporary = temporary
         """Whether a retry may succeed."""
         self.code = code
-        """The kind of the failure: a case of `store-error-code` in `wit/store.wit`, or another name."""
+        """The kind of the failure: a case of `store-error-code` in `wit/types.wit`, or another name."""
 
 
 class Waiter(Protocol):

@@ -23,7 +23,7 @@ use crate::bindings::nonblocking::exports::verrou::lock::locks::{
     self as wit, Acquiring, Keeping, Progress,
 };
 use crate::bindings::nonblocking::{LockManager, LockManagerPre};
-use crate::convert::{self, policies};
+use crate::convert;
 use crate::engine::{InstanceState, Left, Limits, tick};
 use crate::error::ComponentError;
 use crate::grants::Grants;
@@ -305,8 +305,6 @@ impl<S: AsyncStore, H> fmt::Debug for AsyncInstance<S, H> {
         f.debug_struct("AsyncInstance").finish_non_exhaustive()
     }
 }
-
-policies!(wit);
 
 /// Returns the output of `first`, or `None` if `second` completes sooner.
 async fn sooner<T>(first: impl Future<Output = T>, second: impl Future<Output = ()>) -> Option<T> {

@@ -1,14 +1,15 @@
 //! Conversions between the types of `wit/` and this program's types.
 
+use std::fmt;
 use std::time::Duration;
 
 use verrou::{
-    Acquired, Backoff, Capabilities, Claim, Error, Fence, Holder, Mode, Name, Process, Renewed,
-    Retry, SerializedLock, StoreError, Ttl,
+    Acquired, Backoff, Capabilities, Claim, Error, Fence, Holder, InvalidRetry, Lease, Loss, Mode,
+    Name, Process, Renewed, Retry, SerializedLock, StoreError, Ttl,
 };
 
-use crate::bindings::blocking::verrou::lock::{store, types};
-use crate::error::LockError;
+use crate::bindings::blocking::verrou::lock::types;
+use crate::error::{ComponentError, LockError};
 
 pub(super) fn nanos(length: Duration) -> u64 {
     length.as_nanos().try_into().unwrap_or(u64::MAX)
@@ -61,7 +62,7 @@ pub(super) fn name(text: &str) -> Result<Name, StoreError> {
 }
 
 /// Converts a claim, whose mode must be one that the stores have.
-pub(super) fn claim(claim: &store::Claim) -> Result<Claim, StoreError> {
+pub(super) fn claim(claim: &types::Claim) -> Result<Claim, StoreError> {
     let mode = match claim.mode {
         types::Mode::Exclusive => Mode::Exclusive,
         types::Mode::Shared | types::Mode::Permit(_) => {
@@ -89,30 +90,30 @@ pub(super) struct NoGrant;
 
 pub(super) fn acquired(
     reply: Result<Acquired, StoreError>,
-) -> Result<store::Acquired, store::StoreError> {
+) -> Result<types::Acquired, types::StoreError> {
     Ok(match reply.map_err(|err| error(&err))? {
-        Acquired::Granted { fence } => store::Acquired::Granted(fence.map(Fence::get)),
-        Acquired::Busy { remaining } => store::Acquired::Busy(remaining.map(nanos)),
+        Acquired::Granted { fence } => types::Acquired::Granted(fence.map(Fence::get)),
+        Acquired::Busy { remaining } => types::Acquired::Busy(remaining.map(nanos)),
     })
 }
 
 pub(super) fn renewed(
     reply: Result<Renewed, StoreError>,
-) -> Result<store::Renewed, store::StoreError> {
+) -> Result<types::Renewed, types::StoreError> {
     Ok(match reply.map_err(|err| error(&err))? {
-        Renewed::Granted => store::Renewed::Granted,
-        Renewed::Released => store::Renewed::Released,
-        Renewed::Lost => store::Renewed::Lost,
+        Renewed::Granted => types::Renewed::Granted,
+        Renewed::Released => types::Renewed::Released,
+        Renewed::Lost => types::Renewed::Lost,
     })
 }
 
-pub(super) fn done(reply: Result<bool, StoreError>) -> Result<bool, store::StoreError> {
+pub(super) fn done(reply: Result<bool, StoreError>) -> Result<bool, types::StoreError> {
     reply.map_err(|err| error(&err))
 }
 
 pub(super) fn holders(
     holders: Result<Vec<Holder>, StoreError>,
-) -> Result<Vec<types::Holder>, store::StoreError> {
+) -> Result<Vec<types::Holder>, types::StoreError> {
     let holders = holders.map_err(|err| error(&err))?;
     Ok(holders.into_iter().map(holder).collect())
 }
@@ -144,10 +145,10 @@ pub(super) fn described(holder: types::Holder) -> Holder {
     described
 }
 
-fn error(err: &StoreError) -> store::StoreError {
-    use store::StoreErrorCode;
+fn error(err: &StoreError) -> types::StoreError {
+    use types::StoreErrorCode;
 
-    store::StoreError {
+    types::StoreError {
         code: if err.is_temporary() {
             StoreErrorCode::Unavailable
         } else {
@@ -187,57 +188,95 @@ pub(super) fn capabilities(capabilities: Capabilities) -> types::Capabilities {
     set
 }
 
-/// Implements the conversions of policies and errors for one set of bindings: each set has its own types
-/// for the exports.
-macro_rules! policies {
-    ($wit:ident) => {
-        fn policy(retry: &verrou::Retry) -> $wit::Retry {
-            let (delay, max_delay) = $crate::convert::delays(retry);
-            $wit::Retry {
-                attempts: retry.most_attempts().map(Into::into),
-                delay: Some(delay),
-                max_delay,
-                timeout: retry.longest().map($crate::convert::nanos),
-            }
-        }
-
-        impl From<$wit::LockError> for $crate::ComponentError {
-            fn from(err: $wit::LockError) -> Self {
-                use $wit::ErrorCode;
-
-                Self::Lock($crate::LockError {
-                    code: match err.code {
-                        ErrorCode::InvalidName => "E_INVALID_NAME",
-                        ErrorCode::InvalidRetry => "E_INVALID_RETRY",
-                        ErrorCode::InvalidSerializedLock => "E_INVALID_SERIALIZED_LOCK",
-                        ErrorCode::InvalidTtl => "E_INVALID_TTL",
-                        ErrorCode::Lost => "E_LOCK_LOST",
-                        ErrorCode::NotOwner => "E_LOCK_NOT_OWNER",
-                        ErrorCode::NotSerializable => "E_LOCK_NOT_SERIALIZABLE",
-                        ErrorCode::Storage => "E_LOCK_STORAGE_ERROR",
-                        ErrorCode::TooManyHandles => "E_TOO_MANY_HANDLES",
-                        ErrorCode::Denied => "E_LOCK_DENIED",
-                        // The component returns no other one.
-                        ErrorCode::Other(_) => "E_LOCK_STORAGE_ERROR",
-                    },
-                    message: err.message,
-                    temporary: err.temporary,
-                })
-            }
-        }
-
-        impl From<$wit::Loss> for $crate::ComponentError {
-            fn from(loss: $wit::Loss) -> Self {
-                Self::Lost(match loss {
-                    $wit::Loss::Expired => verrou::Loss::Expired,
-                    $wit::Loss::Revoked => verrou::Loss::Revoked,
-                })
-            }
-        }
-    };
+/// Converts a policy for the component.
+pub(super) fn retry(retry: &Retry) -> types::Retry {
+    let (delay, max_delay) = delays(retry);
+    types::Retry {
+        attempts: retry.most_attempts().map(Into::into),
+        delay: Some(delay),
+        max_delay,
+        timeout: retry.longest().map(nanos),
+    }
 }
 
-pub(super) use policies;
+/// Converts the policy of a guest.
+pub(super) fn policy(retry: &types::Retry) -> Result<Retry, InvalidRetry> {
+    Retry::new(
+        retry.attempts,
+        duration(retry.delay),
+        duration(retry.max_delay),
+        duration(retry.timeout),
+    )
+}
+
+pub(super) fn grant(lease: &Lease) -> types::Grant {
+    types::Grant {
+        fencing_token: lease.fence().map(Fence::get),
+    }
+}
+
+pub(super) fn loss(loss: Loss) -> types::Loss {
+    match loss {
+        Loss::Revoked => types::Loss::Revoked,
+        _ => types::Loss::Expired,
+    }
+}
+
+impl From<types::LockError> for ComponentError {
+    fn from(err: types::LockError) -> Self {
+        use types::ErrorCode;
+
+        Self::Lock(LockError {
+            code: match err.code {
+                ErrorCode::InvalidName => "E_INVALID_NAME",
+                ErrorCode::InvalidRetry => "E_INVALID_RETRY",
+                ErrorCode::InvalidSerializedLock => "E_INVALID_SERIALIZED_LOCK",
+                ErrorCode::InvalidTtl => "E_INVALID_TTL",
+                ErrorCode::Lost => "E_LOCK_LOST",
+                ErrorCode::NotOwner => "E_LOCK_NOT_OWNER",
+                ErrorCode::NotSerializable => "E_LOCK_NOT_SERIALIZABLE",
+                // The component returns no other one.
+                ErrorCode::Storage | ErrorCode::Other(_) => "E_LOCK_STORAGE_ERROR",
+                ErrorCode::TooManyHandles => "E_TOO_MANY_HANDLES",
+                ErrorCode::Denied => "E_LOCK_DENIED",
+            },
+            message: err.message,
+            temporary: err.temporary,
+        })
+    }
+}
+
+impl From<types::Loss> for ComponentError {
+    fn from(loss: types::Loss) -> Self {
+        Self::Lost(match loss {
+            types::Loss::Expired => Loss::Expired,
+            types::Loss::Revoked => Loss::Revoked,
+        })
+    }
+}
+
+impl From<Error> for types::LockError {
+    fn from(err: Error) -> Self {
+        use types::ErrorCode;
+
+        let (code, why): (_, &dyn fmt::Display) = match &err {
+            Error::InvalidName(why) => (ErrorCode::InvalidName, why),
+            Error::InvalidRetry(why) => (ErrorCode::InvalidRetry, why),
+            Error::InvalidSerializedLock(why) => (ErrorCode::InvalidSerializedLock, why),
+            Error::InvalidTtl(why) => (ErrorCode::InvalidTtl, why),
+            Error::Lost { .. } => (ErrorCode::Lost, &err),
+            Error::NotOwner { .. } => (ErrorCode::NotOwner, &err),
+            Error::NotSerializable { .. } => (ErrorCode::NotSerializable, &err),
+            Error::Storage(why) => (ErrorCode::Storage, why),
+            _ => (ErrorCode::Storage, &err),
+        };
+        Self {
+            code,
+            message: why.to_string(),
+            temporary: err.is_temporary(),
+        }
+    }
+}
 
 /// Returns the pause between two attempts, and with back-off the longest pause, in nanoseconds.
 pub(super) fn delays(retry: &Retry) -> (u64, Option<u64>) {

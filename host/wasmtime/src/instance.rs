@@ -18,7 +18,7 @@ use crate::bindings::blocking::exports::verrou::lock::locks::{
 };
 use crate::bindings::blocking::verrou::lock::{store as backend, types};
 use crate::bindings::blocking::{LockManager, LockManagerPre};
-use crate::convert::{self, policies};
+use crate::convert;
 use crate::engine::{InstanceState, Limits, tick};
 use crate::error::ComponentError;
 use crate::instance_api::{calls, plain};
@@ -342,5 +342,3 @@ impl<S: Store, H> backend::Host for InstanceState<Arc<S>, H> {
         Ok(claim.and_then(|claim| waits::join(&mut self.waits, claim)))
     }
 }
-
-policies!(wit);

@@ -74,7 +74,7 @@ macro_rules! calls {
     ) -> Result<Option<Fence>, ComponentError> {
         let lock = self.own(lock)?;
         self.close() $($await)* ?;
-        let retry = policy(retry);
+        let retry = convert::retry(retry);
         let acquiring = self.call(move |locks, wasm| $wrapped!({
             locks.lock().call_acquire(wasm, lock, retry) $($await)*
         }));

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use verrou::blocking::Host;
 use verrou::{
-    AsyncStore, Clock, Error, Fence, InvalidName, InvalidRetry, Lease, Loss, Name, Retry,
-    SerializedLock, Store, Timestamp, Ttl, polled,
+    AsyncStore, Clock, Error, Fence, InvalidName, Name, SerializedLock, Store, Timestamp, Ttl,
+    polled,
 };
 use wasmtime::Result;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable, ResourceTableError};
@@ -16,7 +16,7 @@ use wasmtime_wasi_io::poll::{DynPollable, subscribe};
 
 use crate::bindings::blocking::verrou::lock::types;
 use crate::bindings::guest::verrou::lock::locks as wit;
-use crate::convert::{self, duration, nanos};
+use crate::convert::{self, duration, grant, nanos};
 pub use crate::policy::GuestPolicy;
 use crate::queue_place::{Place, Queues};
 
@@ -236,11 +236,14 @@ impl Locks {
         Self { policy, ..self }
     }
 
-    fn keep<T: Send + 'static>(&mut self, value: T) -> Result<Result<Resource<T>, wit::LockError>> {
+    fn keep<T: Send + 'static>(
+        &mut self,
+        value: T,
+    ) -> Result<Result<Resource<T>, types::LockError>> {
         match self.handles.push(value) {
             Ok(handle) => Ok(Ok(handle)),
-            Err(ResourceTableError::Full) => Ok(Err(wit::LockError {
-                code: wit::ErrorCode::TooManyHandles,
+            Err(ResourceTableError::Full) => Ok(Err(types::LockError {
+                code: types::ErrorCode::TooManyHandles,
                 message: format!(
                     "{} locks, attempts and renewals are alive: drop some",
                     self.policy.handles
@@ -256,9 +259,9 @@ impl Locks {
     }
 
     /// Returns the error for what the policy does not permit.
-    fn denied(what: &str) -> wit::LockError {
-        wit::LockError {
-            code: wit::ErrorCode::Denied,
+    fn denied(what: &str) -> types::LockError {
+        types::LockError {
+            code: types::ErrorCode::Denied,
             message: format!("the host does not permit this guest {what}"),
             temporary: false,
         }
@@ -271,13 +274,13 @@ impl Locks {
     }
 
     /// Converts the end of an operation for the guest.
-    fn converted<T>(&self, end: Result<T, Error>) -> Result<T, wit::LockError> {
+    fn converted<T>(&self, end: Result<T, Error>) -> Result<T, types::LockError> {
         end.map_err(|err| self.error(err))
     }
 
-    fn error(&self, err: Error) -> wit::LockError {
+    fn error(&self, err: Error) -> types::LockError {
         let is_of_store = matches!(err, Error::Storage(_));
-        let mut error = wit::LockError::from(err);
+        let mut error = types::LockError::from(err);
         if is_of_store && !self.policy.store_errors {
             "the store has failed".clone_into(&mut error.message);
         }
@@ -285,7 +288,7 @@ impl Locks {
     }
 
     /// Begins an acquire request: returns the part of the grants that it will take.
-    fn begin(&self) -> Result<Counted, wit::LockError> {
+    fn begin(&self) -> Result<Counted, types::LockError> {
         let counted = Counted::new(&self.grants, self.policy.grants);
         counted.ok_or_else(|| Self::denied(&format!("more than {} locks", self.policy.grants)))
     }
@@ -293,7 +296,7 @@ impl Locks {
     fn make(
         &mut self,
         lock: polled::Lock<SharedStore, SharedHost>,
-    ) -> Result<Result<Resource<Lock>, wit::LockError>> {
+    ) -> Result<Result<Resource<Lock>, types::LockError>> {
         self.keep(Lock(Arc::new(HeldLock {
             lock,
             grant: Mutex::default(),
@@ -318,7 +321,7 @@ impl wit::HostLock for LocksView<'_> {
         &mut self,
         name: String,
         ttl: Option<u64>,
-    ) -> Result<Result<Resource<Lock>, wit::LockError>> {
+    ) -> Result<Result<Resource<Lock>, types::LockError>> {
         let made = || {
             let name = self.locks.full_name(&name)?;
             let ttl = Ttl::try_from(duration(ttl))?;
@@ -339,7 +342,7 @@ impl wit::HostLock for LocksView<'_> {
         &mut self,
         serialized: String,
         now: u64,
-    ) -> Result<Result<Resource<Lock>, wit::LockError>> {
+    ) -> Result<Result<Resource<Lock>, types::LockError>> {
         let serialized = match serialized.parse::<SerializedLock>() {
             Ok(serialized) => serialized,
             Err(err) => return Ok(Err(Error::from(err).into())),
@@ -360,9 +363,9 @@ impl wit::HostLock for LocksView<'_> {
     fn acquire(
         &mut self,
         lock: Resource<Lock>,
-        retry: wit::Retry,
-    ) -> Result<Result<wit::Acquiring, wit::LockError>> {
-        let policy = match policy(&retry) {
+        retry: types::Retry,
+    ) -> Result<Result<wit::Acquiring, types::LockError>> {
+        let policy = match convert::policy(&retry) {
             Ok(policy) => policy,
             Err(err) => return Ok(Err(Error::from(err).into())),
         };
@@ -395,7 +398,7 @@ impl wit::HostLock for LocksView<'_> {
     fn try_acquire(
         &mut self,
         lock: Resource<Lock>,
-    ) -> Result<Result<Option<wit::Grant>, wit::LockError>> {
+    ) -> Result<Result<Option<types::Grant>, types::LockError>> {
         let counted = match self.locks.begin() {
             Ok(counted) => counted,
             Err(denied) => return Ok(Err(denied)),
@@ -412,7 +415,7 @@ impl wit::HostLock for LocksView<'_> {
         })
     }
 
-    fn release(&mut self, lock: Resource<Lock>) -> Result<Result<(), wit::LockError>> {
+    fn release(&mut self, lock: Resource<Lock>) -> Result<Result<(), types::LockError>> {
         let held = &self.locks.handles.get(&lock)?.0;
         let released = held.lock.release();
         if !matches!(released, Err(Error::Storage(_))) {
@@ -425,7 +428,7 @@ impl wit::HostLock for LocksView<'_> {
         &mut self,
         lock: Resource<Lock>,
         only: Option<u64>,
-    ) -> Result<Result<bool, wit::LockError>> {
+    ) -> Result<Result<bool, types::LockError>> {
         let only = match only.map(Fence::new) {
             // No grant has the token zero.
             Some(None) => return Ok(Ok(false)),
@@ -438,7 +441,7 @@ impl wit::HostLock for LocksView<'_> {
         Ok(self.locks.converted(released))
     }
 
-    fn extend(&mut self, lock: Resource<Lock>) -> Result<Result<(), wit::LockError>> {
+    fn extend(&mut self, lock: Resource<Lock>) -> Result<Result<(), types::LockError>> {
         let lock = self.locks.lock(&lock)?;
         Ok(self.locks.converted(lock.extend(lock.ttl())))
     }
@@ -447,7 +450,7 @@ impl wit::HostLock for LocksView<'_> {
         &mut self,
         lock: Resource<Lock>,
         ttl: Option<u64>,
-    ) -> Result<Result<(), wit::LockError>> {
+    ) -> Result<Result<(), types::LockError>> {
         let lock = self.locks.lock(&lock)?;
         let ttl = match Ttl::try_from(duration(ttl)) {
             Ok(ttl) if self.locks.policy.permits(ttl) => ttl,
@@ -457,7 +460,10 @@ impl wit::HostLock for LocksView<'_> {
         Ok(self.locks.converted(lock.extend(ttl)))
     }
 
-    fn keep(&mut self, lock: Resource<Lock>) -> Result<Result<Resource<Renewal>, wit::LockError>> {
+    fn keep(
+        &mut self,
+        lock: Resource<Lock>,
+    ) -> Result<Result<Resource<Renewal>, types::LockError>> {
         let held = Arc::clone(&self.locks.handles.get(&lock)?.0);
         match held.lock.keep() {
             Ok(machine) => self.locks.keep(Renewal {
@@ -476,7 +482,7 @@ impl wit::HostLock for LocksView<'_> {
         Ok(self.locks.lock(&lock)?.remaining().map(nanos))
     }
 
-    fn is_locked(&mut self, lock: Resource<Lock>) -> Result<Result<bool, wit::LockError>> {
+    fn is_locked(&mut self, lock: Resource<Lock>) -> Result<Result<bool, types::LockError>> {
         if !self.locks.policy.inspect {
             return Ok(Err(Locks::denied("to ask for holders")));
         }
@@ -484,7 +490,7 @@ impl wit::HostLock for LocksView<'_> {
         Ok(self.locks.converted(answer))
     }
 
-    fn is_held(&mut self, lock: Resource<Lock>) -> Result<Result<bool, wit::LockError>> {
+    fn is_held(&mut self, lock: Resource<Lock>) -> Result<Result<bool, types::LockError>> {
         if !self.locks.policy.inspect {
             return Ok(Err(Locks::denied("to ask for holders")));
         }
@@ -495,7 +501,7 @@ impl wit::HostLock for LocksView<'_> {
     fn holders(
         &mut self,
         lock: Resource<Lock>,
-    ) -> Result<Result<Vec<types::Holder>, wit::LockError>> {
+    ) -> Result<Result<Vec<types::Holder>, types::LockError>> {
         if !self.locks.policy.inspect {
             return Ok(Err(Locks::denied("to ask for holders")));
         }
@@ -504,7 +510,7 @@ impl wit::HostLock for LocksView<'_> {
         Ok(self.locks.converted(holders))
     }
 
-    fn detach(&mut self, lock: Resource<Lock>) -> Result<Result<(), wit::LockError>> {
+    fn detach(&mut self, lock: Resource<Lock>) -> Result<Result<(), types::LockError>> {
         if !self.locks.policy.transfer {
             return Ok(Err(Locks::denied("to detach a lock")));
         }
@@ -516,7 +522,7 @@ impl wit::HostLock for LocksView<'_> {
         &mut self,
         lock: Resource<Lock>,
         now: u64,
-    ) -> Result<Result<String, wit::LockError>> {
+    ) -> Result<Result<String, types::LockError>> {
         if !self.locks.policy.transfer {
             return Ok(Err(Locks::denied("to serialize a lock")));
         }
@@ -549,7 +555,7 @@ impl wit::HostAttempt for LocksView<'_> {
     fn poll(
         &mut self,
         attempt: Resource<Attempt>,
-    ) -> Result<Result<wit::Progress, wit::LockError>> {
+    ) -> Result<Result<wit::Progress, types::LockError>> {
         let attempt = self.locks.handles.get_mut(&attempt)?;
         let progress = match attempt.first.take() {
             Some(first) => Ok(first),
@@ -615,10 +621,7 @@ impl wit::HostRenewal for LocksView<'_> {
                 why: why.to_string(),
             }),
             Keeping::Released => wit::Keeping::Released,
-            Keeping::Lost(loss) => wit::Keeping::Lost(match loss {
-                Loss::Revoked => wit::Loss::Revoked,
-                _ => wit::Loss::Expired,
-            }),
+            Keeping::Lost(loss) => wit::Keeping::Lost(convert::loss(loss)),
         })
     }
 
@@ -638,42 +641,4 @@ fn progress(polled: Result<polled::Progress, Error>) -> Result<wit::Progress, Er
         Err(Error::Timeout { attempts, .. }) => wit::Progress::GaveUp(attempts),
         Err(err) => return Err(err),
     })
-}
-
-fn grant(lease: &Lease) -> wit::Grant {
-    wit::Grant {
-        fencing_token: lease.fence().map(Fence::get),
-    }
-}
-
-impl From<Error> for wit::LockError {
-    fn from(err: Error) -> Self {
-        use wit::ErrorCode;
-
-        let (code, why): (_, &dyn fmt::Display) = match &err {
-            Error::InvalidName(why) => (ErrorCode::InvalidName, why),
-            Error::InvalidRetry(why) => (ErrorCode::InvalidRetry, why),
-            Error::InvalidSerializedLock(why) => (ErrorCode::InvalidSerializedLock, why),
-            Error::InvalidTtl(why) => (ErrorCode::InvalidTtl, why),
-            Error::Lost { .. } => (ErrorCode::Lost, &err),
-            Error::NotOwner { .. } => (ErrorCode::NotOwner, &err),
-            Error::NotSerializable { .. } => (ErrorCode::NotSerializable, &err),
-            Error::Storage(why) => (ErrorCode::Storage, why),
-            _ => (ErrorCode::Storage, &err),
-        };
-        Self {
-            code,
-            message: why.to_string(),
-            temporary: err.is_temporary(),
-        }
-    }
-}
-
-fn policy(retry: &wit::Retry) -> Result<Retry, InvalidRetry> {
-    Retry::new(
-        retry.attempts,
-        duration(retry.delay),
-        duration(retry.max_delay),
-        duration(retry.timeout),
-    )
 }
