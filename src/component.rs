@@ -1,4 +1,6 @@
-//! The core as a WebAssembly component: the conversions of the types of `verrou:lock/types`.
+//! The core as a WebAssembly component, in two worlds: [`polled`](crate::polled) locks for WASI 0.2, and
+//! [`nonblocking`](crate::nonblocking) locks for WASI 0.3. Each has an imported store, clock and source of randomness.
+//! These modules only convert types; this one has the conversions that both worlds use.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -15,9 +17,12 @@ use crate::store::{Acquired, Capabilities, Holder, Process, Renewed, StoreError}
 use crate::time::Timestamp;
 use crate::ttl::Ttl;
 
+#[cfg(feature = "component-async")]
+mod async_world;
+#[cfg(feature = "component")]
 mod polled_world;
 
-/// The types of `verrou:lock/types`.
+/// The types that both worlds share.
 #[allow(
     unsafe_code,
     missing_docs,

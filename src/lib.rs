@@ -166,7 +166,7 @@ pub mod nonblocking;
 mod memory;
 #[cfg(feature = "conformance")]
 pub mod conformance;
-#[cfg(feature = "component")]
+#[cfg(any(feature = "component", feature = "component-async"))]
 mod component;
 #[cfg(feature = "js")]
 mod js;

@@ -312,6 +312,20 @@ async fn either<A, B>(
 
 lock_api!([async] [.await] AsyncStore AsyncHost);
 
+#[cfg(feature = "component-async")]
+impl<S: AsyncStore + Clone, H: AsyncHost + Clone> LockFactory<S, H> {
+    /// Restores a lock as [`restore_lock`](Self::restore_lock) does, when the wall clock shows `wall` since the start
+    /// of 1970 (UTC).
+    pub(crate) fn restore_lock_at(
+        &self,
+        serialized: &SerializedLock,
+        wall: Duration,
+    ) -> Lock<S, H> {
+        let (retry, now) = (self.retry.clone(), self.host.now());
+        self.lock(LockState::restored(serialized, retry, now, wall))
+    }
+}
+
 impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     /// Acquires the lock, runs `body`, and releases the lock.
     ///
@@ -367,6 +381,19 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     pub(crate) fn serialize_attached(&self) -> Result<SerializedLock, Error> {
         let acquisition = self.0.state.transferable(self.0.store.capabilities())?;
         Ok(self.to_serialized(&acquisition.lease()))
+    }
+
+    /// Returns the text of `lease` when the wall clock shows `wall` since the start of 1970 (UTC).
+    #[cfg(feature = "component-async")]
+    pub(crate) fn serialized_at(&self, lease: &Lease, wall: Duration) -> SerializedLock {
+        let LockParts { host, state, .. } = &*self.0;
+        SerializedLock::new(lease, state.ttl, host.now(), wall)
+    }
+
+    /// Returns the latest acquisition, or an error if there is none.
+    #[cfg(feature = "component-async")]
+    pub(crate) fn latest_acquisition(&self) -> Result<Acquisition, Error> {
+        self.0.state.latest_or_error()
     }
 
     /// Renews the lease of `acquisition` until `work` ends.

@@ -1,4 +1,4 @@
-//! Builds `target/component/verrou.wasm` from the core.
+//! Builds `target/component/verrou.wasm` and `verrou-async.wasm` from the core.
 
 use std::fs;
 use std::io::Write;
@@ -21,16 +21,25 @@ pub(crate) fn directory() -> PathBuf {
     project().join("target/component")
 }
 
-/// Builds the lock component, and prints its size, imports and exports.
-pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
+/// The lock components: the file of each, and the feature of the core that has its world.
+const COMPONENTS: [(&str, &str); 2] = [
+    ("verrou.wasm", "component"),
+    ("verrou-async.wasm", "component-async"),
+];
+
+/// Builds the lock components, and prints the size, the imports and the exports of each. Returns their paths.
+pub(crate) fn build(shell: &Shell) -> Result<Vec<PathBuf>> {
     let toolchain = Toolchain::find(shell)?;
     println!("building with {} compiler", toolchain.name());
-    let features = ["--no-default-features", "--features", "component"];
-    let module = toolchain.build(shell, "verrou", &features)?;
-    let component = directory().join("verrou.wasm");
-    componentize(shell, &module, &component)?;
-    println!("{}", describe(&component)?);
-    Ok(component)
+    let build = |(file, feature): (&str, &str)| {
+        let features = ["--no-default-features", "--features", feature];
+        let module = toolchain.build(shell, "verrou", &features)?;
+        let component = directory().join(file);
+        componentize(shell, &module, &component)?;
+        println!("{}", describe(&component)?);
+        Ok(component)
+    };
+    COMPONENTS.into_iter().map(build).collect()
 }
 
 /// Removes the core that [`build`] built, but not the libraries.

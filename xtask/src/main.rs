@@ -41,13 +41,13 @@ usage: cargo xtask test | bench | torture OPTIONS | component [DIRECTORY] | comp
   bench        measure the locks, each beside its peers
   torture [--for 10m] [--seed N] [--only PART]
                test the locks in files under faults, kills, corruption and hostile users; --list lists the parts
-  component    build target/component/verrou.wasm and provider-filesystem.wasm, and print their imports and exports
+  component    build target/component/{verrou,verrou-async,provider-filesystem}.wasm, and print their imports and exports
   component DIRECTORY
                the same for the component in DIRECTORY, such as examples/cron-job
   compose [--store STORE.wasm] [--into APPLICATION.wasm] --output COMPOSED.wasm
                plug a store into verrou.wasm, and verrou.wasm into an application
   js           build the npm package: target/js
-  wit-docs     write wit/README.md, or --check that it is current
+  wit-docs     write wit/README.md and wit/async/README.md, or --check that they are current
   words        check that the text of the project uses none of the constructions in xtask/src/words.rs";
 
 fn main() -> ExitCode {
@@ -96,8 +96,7 @@ fn project() -> PathBuf {
 }
 
 /// All features except for the servers' clients.
-const WITHOUT_SERVERS: &str =
-    "verrou/component,verrou/conformance,verrou/js,verrou-host/tokio,verrou-host/wasmtime";
+const WITHOUT_SERVERS: &str = "verrou/component,verrou/component-async,verrou/conformance,verrou/js,verrou-host/tokio,verrou-host/wasmtime";
 
 /// Runs all checks, the cheapest first.
 fn test(shell: &Shell) -> ExitCode {
@@ -367,23 +366,25 @@ fn one_step(shell: &Shell, step: &str, arguments: &[&str]) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Builds all components. Checks that two builds of the lock component, and of its store, have the same bytes.
+/// Builds all components. Checks that two builds of each lock component, and of its store, have the same bytes.
 fn build_components(shell: &Shell) -> Result<()> {
     let build = || -> Result<_> {
-        let components = [
-            component::build(shell)?,
-            guest::build(shell, guest::PROVIDER)?,
-        ];
-        Ok(components.map(fs::read))
+        let mut built = component::build(shell)?;
+        built.push(guest::build(shell, guest::PROVIDER)?);
+        Ok(built)
     };
-    let [first, first_provider] = build()?;
+    let built = build()?;
+    let bytes = built.iter().map(fs::read).collect::<Result<Vec<_>, _>>()?;
     component::clean(shell)?;
     guest::clean(shell, guest::PROVIDER)?;
-    let [second, second_provider] = build()?;
-    ensure!(
-        first? == second? && first_provider? == second_provider?,
-        "two builds of the components differ: the build is not reproducible"
-    );
+    build()?;
+    for (component, before) in built.iter().zip(bytes) {
+        ensure!(
+            fs::read(component)? == before,
+            "two builds of {} differ: the build is not reproducible",
+            component.display()
+        );
+    }
     for example in ["provider-rust", "provider-keyvalue", "cron-job"] {
         guest::build(shell, &format!("examples/{example}"))?;
     }

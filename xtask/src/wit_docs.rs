@@ -1,4 +1,4 @@
-//! Generates the page `wit/README.md` from the comments in `wit/`.
+//! Generates the pages `wit/README.md` and `wit/async/README.md` from the comments in the `.wit` files beside them.
 //!
 //! `wit-bindgen-markdown` 0.63.0, tried on these interfaces, is no replacement. It writes one page for each
 //! world and none for the package. It omits the documentation of an exported interface, and `locks` is only
@@ -21,8 +21,40 @@ use wit_parser::{
 
 use crate::project;
 
-const INTRODUCTION: &str = "\
-The interfaces of the WebAssembly component `verrou.wasm`, and of what is plugged into it.
+/// A page: its directory, the directories of the packages that it needs, its own last, and its introduction.
+struct Source {
+    directory: &'static str,
+    packages: &'static [&'static str],
+    introduction: &'static str,
+}
+
+const PAGES: [Source; 2] = [
+    Source {
+        directory: "wit",
+        packages: &["wit"],
+        introduction: POLLED,
+    },
+    Source {
+        directory: "wit/async",
+        packages: &["wit", "wit/async"],
+        introduction: ASYNC,
+    },
+];
+
+const POLLED: &str = "\
+The interfaces of the WebAssembly component `verrou.wasm`, and of what is plugged into it, for WASI 0.2.
+[`verrou:async-lock`](async/README.md) has the same for WASI 0.3, where functions wait; both have one `types`.
+
+| | `verrou:lock` | `verrou:async-lock` |
+|---|---|---|
+| WASI | 0.2 | 0.3 |
+| component | `verrou.wasm` | `verrou-async.wasm` |
+| waiting | its user polls an `attempt` and a `renewal` | `acquire` and `keep` are `async` functions |
+| store | answers at once, or blocks | may await |
+| core | `polled` locks | `nonblocking` locks |
+
+The two are packages of their own, because one version of a package is one interface, and because tools for WASI 0.2
+do not read a package with `async` functions.
 
 - An **application** imports [`locks`](#interface-locks), and takes locks by it:
   [an example](../examples/cron-job/README.md).
@@ -44,33 +76,71 @@ The packages of WASI are in [`deps`](deps/README.md).
 This page is written by `cargo xtask wit-docs`. To change it, change the comments in the `.wit` files.
 ";
 
-/// Writes `wit/README.md`.
-pub(crate) fn write() -> Result<()> {
-    let path = path();
-    let text = render()?;
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-}
+const ASYNC: &str = "\
+The interfaces of the WebAssembly component `verrou-async.wasm`, and of what is plugged into it, for WASI 0.3. Their types
+are those of [`verrou:lock`](../README.md#interface-types), which has the same interfaces for WASI 0.2.
 
-/// Fails if `wit/README.md` differs from the page that [`write()`] would write.
-pub(crate) fn check() -> Result<()> {
-    let path = path();
-    let text = render()?;
-    if fs::read_to_string(&path).ok().as_ref() != Some(&text) {
-        bail!(
-            "{} differs from the `.wit` files beside it: run `cargo xtask wit-docs`",
-            path.display()
-        );
+- An **application** imports [`locks`](#interface-locks), and awaits locks by it.
+- The **lock component** exports `locks`, and imports a store, a clock and randomness. It opens no file and no
+  connection. It waits in the store's wait queue, and by the clock.
+- A **store** exports [`store`](#interface-store): where leases are recorded. The host may be the store, or another
+  component.
+
+`cargo xtask component` builds the lock component.
+
+**Ending a wait.** A task that is cancelled by `subtask.cancel`, as a dropped future of a guest in Rust is, leaves the
+wait queue, and releases a lock that it was granted meanwhile. A host in Rust cannot cancel a task of wasmtime 48: after
+the future of `call_acquire` has been dropped, the task continues, and would be granted the lock later. Such a host calls
+`lock.stop`. An instance that is dropped ends all its tasks.
+
+**Bindings.** `wit_bindgen::generate!` and `wasmtime::component::bindgen!` take
+`path: [\"wit\", \"wit/async\"]` and `world: \"verrou:async-lock/lock-manager\"`. As two versions of `wasi:clocks` are in
+these directories, their modules are called `clocks0_3_0` and `random0_3_0`.
+
+Lengths of time are nanoseconds. The packages of WASI are in [`deps`](deps/README.md).
+
+This page is written by `cargo xtask wit-docs`. To change it, change the comments in the `.wit` files.
+";
+
+/// Writes the pages.
+pub(crate) fn write() -> Result<()> {
+    for source in &PAGES {
+        let path = source.path();
+        let text = render(source)?;
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }
 
-fn path() -> PathBuf {
-    project().join("wit/README.md")
+/// Fails if a page differs from the one that [`write()`] would write.
+pub(crate) fn check() -> Result<()> {
+    for source in &PAGES {
+        let path = source.path();
+        let text = render(source)?;
+        if fs::read_to_string(&path).ok().as_ref() != Some(&text) {
+            bail!(
+                "{} differs from the `.wit` files beside it: run `cargo xtask wit-docs`",
+                path.display()
+            );
+        }
+    }
+    Ok(())
 }
 
-fn render() -> Result<String> {
+impl Source {
+    fn path(&self) -> PathBuf {
+        project().join(self.directory).join("README.md")
+    }
+}
+
+fn render(source: &Source) -> Result<String> {
     let mut resolve = Resolve::default();
-    let (package, _) = resolve.push_dir(project().join("wit"))?;
+    let mut package = None;
+    for directory in source.packages {
+        let (pushed, _) = resolve.push_dir(project().join(directory))?;
+        package = Some(pushed);
+    }
+    let package = package.context("a page without a package")?;
     // Every item has the same version: the introduction states it.
     for (_, kind) in &mut resolve.types {
         kind.stability = Stability::Unknown;
@@ -79,7 +149,7 @@ fn render() -> Result<String> {
         resolve: &resolve,
         text: String::new(),
     };
-    page.package(package)?;
+    page.package(package, source.introduction)?;
     Ok(page.text.trim_end().to_owned() + "\n")
 }
 
@@ -89,10 +159,10 @@ struct Page<'a> {
 }
 
 impl Page<'_> {
-    fn package(&mut self, id: PackageId) -> Result<()> {
+    fn package(&mut self, id: PackageId, introduction: &str) -> Result<()> {
         let package = &self.resolve.packages[id];
         self.heading(1, &package.name.to_string());
-        self.paragraph(INTRODUCTION);
+        self.paragraph(introduction);
         for world in package.worlds.values() {
             self.world(&self.resolve.worlds[*world])?;
         }
@@ -217,7 +287,9 @@ impl Page<'_> {
     fn signature(&self, function: &Function) -> Result<String> {
         let (start, receivers) = match function.kind {
             FunctionKind::Freestanding => (format!("{}: func", function.name), 0),
+            FunctionKind::AsyncFreestanding => (format!("{}: async func", function.name), 0),
             FunctionKind::Method(_) => (format!("{}: func", function.item_name()), 1),
+            FunctionKind::AsyncMethod(_) => (format!("{}: async func", function.item_name()), 1),
             FunctionKind::Static(_) => (format!("{}: static func", function.item_name()), 0),
             FunctionKind::Constructor(_) => ("constructor".to_owned(), 0),
             ref kind => bail!("cannot render {kind:?}: extend `Page::signature`"),
