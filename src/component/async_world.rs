@@ -331,7 +331,10 @@ impl AsyncHost for Imported {
 #[async_trait]
 impl AsyncStore for Imported {
     async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
-        acquired(SendWrapper::new(backend::acquire(record(claim))).await)
+        let mut unanswered = Unanswered(Some(record(claim)));
+        let reply = SendWrapper::new(backend::acquire(record(claim))).await;
+        unanswered.0 = None;
+        acquired(reply)
     }
 
     async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
@@ -381,7 +384,8 @@ impl AsyncStore for Imported {
     }
 }
 
-/// A release without a reply. Dropping it leaves the release to the store.
+/// A request to acquire or release a lock without a reply, which may have been granted. Dropping it leaves the release
+/// to the store.
 struct Unanswered(Option<types::Claim>);
 
 impl Drop for Unanswered {

@@ -271,10 +271,12 @@ fn tests(shell: &Shell, report: &mut Report, programs: &[cargo_test::Program]) {
         };
         cargo_test::run(shell, programs, &[], at_once)
     });
-    report.run(
-        "the component in a Rust program",
-        cmd!(shell, "target/debug/examples/embed"),
-    );
+    for example in ["embed", "embed_async"] {
+        report.run(
+            "the component in a Rust program",
+            cmd!(shell, "target/debug/examples/{example}"),
+        );
+    }
 }
 
 /// Runs the tests on servers.

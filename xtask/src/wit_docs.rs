@@ -51,6 +51,7 @@ The interfaces of the WebAssembly component `verrou.wasm`, and of what is plugge
 | component | `verrou.wasm` | `verrou-async.wasm` |
 | waiting | its user polls an `attempt` and a `renewal` | `acquire` and `keep` are `async` functions |
 | store | answers at once, or blocks | may await |
+| Rust host | `Runner`, `AsyncRunner` | `ConcurrentRunner` |
 | core | `polled` locks | `nonblocking` locks |
 
 The two are packages of their own, because one version of a package is one interface, and because tools for WASI 0.2
@@ -91,7 +92,14 @@ are those of [`verrou:lock`](../README.md#interface-types), which has the same i
 **Ending a wait.** A task that is cancelled by `subtask.cancel`, as a dropped future of a guest in Rust is, leaves the
 wait queue, and releases a lock that it was granted meanwhile. A host in Rust cannot cancel a task of wasmtime 48: after
 the future of `call_acquire` has been dropped, the task continues, and would be granted the lock later. Such a host calls
-`lock.stop`. An instance that is dropped ends all its tasks.
+`lock.stop`, as `ConcurrentInstance` in `verrou-wasmtime` does when one of its futures is dropped. An instance that is
+dropped ends all its tasks, and the host releases its locks.
+
+**A host in Rust** needs `Config::wasm_component_model_async`, implements the `async` functions of `store` in the trait
+`HostWithStore` that `bindgen!` generates, and calls the component by `Store::run_concurrent`.
+[`concurrent_imports.rs`](../../host/wasmtime/src/concurrent_imports.rs) does the first two for any `AsyncStore`, and
+[`concurrent_instance.rs`](../../host/wasmtime/src/concurrent_instance.rs) the third; [an
+example](../../examples/embed_async.rs) uses both on tokio.
 
 **Bindings.** `wit_bindgen::generate!` and `wasmtime::component::bindgen!` take
 `path: [\"wit\", \"wit/async\"]` and `world: \"verrou:async-lock/lock-manager\"`. As two versions of `wasi:clocks` are in

@@ -21,7 +21,7 @@ use crate::places::SharedStore;
 use crate::sleepless::Sleepless;
 use crate::through::{Yielding, component};
 
-type Memory<C> = Arc<MemoryStore<C>>;
+pub(crate) type Memory<C> = Arc<MemoryStore<C>>;
 
 fn instance<C, H>(store: &Memory<C>, host: H) -> AsyncInstance<Memory<C>, H>
 where
@@ -133,7 +133,7 @@ fn instance_outlives_futures_that_are_dropped_at_any_poll() {
 
 /// A store that does not answer requests for the lock "stuck".
 #[derive(Debug)]
-struct Stuck(Memory<System>);
+pub(crate) struct Stuck(pub(crate) Memory<System>);
 
 #[async_trait]
 impl AsyncStore for Stuck {

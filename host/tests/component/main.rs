@@ -3,6 +3,7 @@
 //! `cargo xtask component` builds the component, which these tests need.
 
 mod awaited;
+mod concurrent;
 #[cfg(all(target_os = "linux", feature = "redis"))]
 #[path = "../common/mod.rs"]
 mod common;
@@ -29,10 +30,16 @@ mod uses;
 mod world;
 
 use places::{Directory, Memory, file_lock, lease_file};
-use through::{Awaited, Component};
+use through::{Awaited, Component, Concurrent};
 use verrou::conformance;
 
 conformance!(memory, Component(Memory::new()));
 conformance!(memory_awaited, Awaited(Memory::new()));
 conformance!(lease_files, Component(Directory::new(lease_file)));
 conformance!(file_locks, Component(Directory::new(file_lock)));
+conformance!(memory_concurrent, Concurrent(Memory::new()));
+conformance!(
+    lease_files_concurrent,
+    Concurrent(Directory::new(lease_file))
+);
+conformance!(file_locks_concurrent, Concurrent(Directory::new(file_lock)));

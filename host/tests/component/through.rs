@@ -22,14 +22,34 @@ use verrou::{
 };
 use verrou_host::System;
 use verrou_host::component::{
-    AsyncInstance, AsyncRunner, ComponentError, Instance, Limits, LockHandle, Runner,
+    AsyncInstance, AsyncRunner, ComponentError, ConcurrentInstance, ConcurrentRunner, Instance,
+    Limits, LockHandle, Runner, wasmtime,
 };
 
 use crate::places::SharedStore;
 
-/// Returns the component that `cargo xtask component` has built.
+/// Returns the component of WASI 0.2 that `cargo xtask component` has built.
 pub(crate) fn component() -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/component/verrou.wasm");
+    built("verrou.wasm")
+}
+
+/// Returns the component of WASI 0.3 that `cargo xtask component` has built.
+pub(crate) fn async_component() -> Vec<u8> {
+    built("verrou-async.wasm")
+}
+
+/// Returns the component of WASI 0.3, which is compiled once for all tests.
+pub(crate) fn compiled_async_component() -> &'static wasmtime::component::Component {
+    static COMPONENT: OnceLock<wasmtime::component::Component> = OnceLock::new();
+    COMPONENT.get_or_init(|| {
+        let engine = Limits::default().concurrent_engine().expect("an engine");
+        wasmtime::component::Component::new(&engine, async_component()).expect("a component")
+    })
+}
+
+fn built(file: &str) -> Vec<u8> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/component");
+    let path = directory.join(file);
     std::fs::read(&path).unwrap_or_else(|err| {
         let path = path.display();
         panic!("{path}: {err}: build it with `cargo xtask component`")
@@ -68,40 +88,40 @@ macro_rules! calls {
             const RELEASES: bool = $releases;
 
             fn create_lock(&mut self, name: &str, ttl: Option<Duration>) -> Answer<LockHandle> {
-                $wait(self.create_lock(name, ttl))
+                $wait(<$instance>::create_lock(self, name, ttl))
             }
             fn restore_lock(&mut self, serialized: &str) -> Answer<LockHandle> {
-                $wait(self.restore_lock(serialized))
+                $wait(<$instance>::restore_lock(self, serialized))
             }
             fn try_acquire(&mut self, lock: LockHandle) -> Answer<bool> {
-                $wait(self.try_acquire(lock))
+                $wait(<$instance>::try_acquire(self, lock))
             }
             fn release(&mut self, lock: LockHandle) -> Answer<()> {
-                $wait(self.release(lock))
+                $wait(<$instance>::release(self, lock))
             }
             fn force_release(&mut self, lock: LockHandle, only: Option<Fence>) -> Answer<bool> {
-                $wait(self.force_release(lock, only))
+                $wait(<$instance>::force_release(self, lock, only))
             }
             fn extend(&mut self, lock: LockHandle, ttl: Option<Ttl>) -> Answer<()> {
-                $wait(self.extend(lock, ttl))
+                $wait(<$instance>::extend(self, lock, ttl))
             }
             fn is_expired(&mut self, lock: LockHandle) -> Answer<bool> {
-                $wait(self.is_expired(lock))
+                $wait(<$instance>::is_expired(self, lock))
             }
             fn is_held(&mut self, lock: LockHandle) -> Answer<bool> {
-                $wait(self.is_held(lock))
+                $wait(<$instance>::is_held(self, lock))
             }
             fn holders(&mut self, lock: LockHandle) -> Answer<Vec<Holder>> {
-                $wait(self.holders(lock))
+                $wait(<$instance>::holders(self, lock))
             }
             fn serialize(&mut self, lock: LockHandle) -> Answer<String> {
-                $wait(self.serialize(lock))
+                $wait(<$instance>::serialize(self, lock))
             }
             fn fence(&mut self, lock: LockHandle) -> Answer<Option<Fence>> {
-                $wait(self.fence(lock))
+                $wait(<$instance>::fence(self, lock))
             }
             fn forget(&mut self, lock: LockHandle) -> Answer<()> {
-                $wait(self.forget(lock))
+                $wait(<$instance>::forget(self, lock))
             }
         }
     };
@@ -109,6 +129,7 @@ macro_rules! calls {
 
 calls!(Instance<SharedStore, AdapterHost>, identity, true);
 calls!(AsyncInstance<Yielding, AdapterHost>, block_on, false);
+calls!(ConcurrentInstance<Yielding, AdapterHost>, block_on, false);
 
 /// A store whose operations each yield once before they complete.
 #[derive(Debug)]
@@ -183,6 +204,15 @@ fn async_runner() -> &'static AsyncRunner<Yielding, AdapterHost> {
     RUNNER.get_or_init(|| AsyncRunner::new(&component(), &Limits::default()).expect("a component"))
 }
 
+fn concurrent_runner() -> &'static ConcurrentRunner<Yielding, AdapterHost> {
+    static RUNNER: OnceLock<ConcurrentRunner<Yielding, AdapterHost>> = OnceLock::new();
+    RUNNER.get_or_init(|| {
+        let runner =
+            ConcurrentRunner::from_component(compiled_async_component(), &Limits::default());
+        runner.expect("a component")
+    })
+}
+
 fn runner() -> &'static Runner<SharedStore, AdapterHost> {
     static RUNNER: OnceLock<Runner<SharedStore, AdapterHost>> = OnceLock::new();
     RUNNER.get_or_init(|| Runner::new(&component(), &Limits::default()).expect("the component"))
@@ -253,6 +283,9 @@ pub(crate) struct Component<F>(pub(crate) F);
 /// A fixture whose clients are async instances of the component.
 pub(crate) struct Awaited<F>(pub(crate) F);
 
+/// A fixture whose clients are instances of the component of WASI 0.3.
+pub(crate) struct Concurrent<F>(pub(crate) F);
+
 macro_rules! fixture {
     ($place:ident, $instance:ty, $new:expr) => {
         impl<F: Fixture<Host = TestClock>> Fixture for $place<F> {
@@ -286,6 +319,11 @@ fixture!(
     Awaited,
     AsyncInstance<Yielding, AdapterHost>,
     |store, host| block_on(async_runner().instance(Yielding(Inline(store)), host))
+);
+fixture!(
+    Concurrent,
+    ConcurrentInstance<Yielding, AdapterHost>,
+    |store, host| block_on(concurrent_runner().instance(Yielding(Inline(store)), host))
 );
 
 /// One instance of the component, as a store.

@@ -88,9 +88,25 @@ impl Limits {
     /// Returns wasmtime's error; that there are not enough addresses for the pool names the way out.
     pub fn engine(&self) -> wasmtime::Result<Engine> {
         let mut config = Config::new();
-        config.epoch_interruption(true);
         // These components do not await inside, and support for it would double the time of each call.
         config.concurrency_support(false);
+        self.configured(config)
+    }
+
+    /// Creates an engine for these limits, as [`engine`](Self::engine) does, for components of WASI 0.3:
+    /// [`ConcurrentRunner::from_component`](crate::ConcurrentRunner::from_component).
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`engine`](Self::engine).
+    pub fn concurrent_engine(&self) -> wasmtime::Result<Engine> {
+        let mut config = Config::new();
+        config.wasm_component_model_async(true);
+        self.configured(config)
+    }
+
+    fn configured(&self, mut config: Config) -> wasmtime::Result<Engine> {
+        config.epoch_interruption(true);
         if let Some(instances) = self.pool {
             let modules = instances.saturating_mul(Self::MODULES);
             let mut pool = PoolingAllocationConfig::default();
@@ -139,19 +155,33 @@ impl Limits {
             host,
             now,
             random,
-            budget: Budget {
-                memory: self.memory,
-                elements: 1 << 17,
-            },
+            budget: self.budget(),
             entered: Instant::now(),
             operations: 0,
         };
         let mut wasm = wasmtime::Store::new(engine, state);
         wasm.limiter(|state| &mut state.budget);
+        self.limit_time(&mut wasm, |state| state.entered);
+        wasm
+    }
+
+    pub(super) fn budget(&self) -> Budget {
+        Budget {
+            memory: self.memory,
+            elements: 1 << 17,
+        }
+    }
+
+    /// Ends the code of `wasm` when it has run for too long since it was `entered`.
+    pub(super) fn limit_time<T: 'static>(
+        &self,
+        wasm: &mut wasmtime::Store<T>,
+        entered: fn(&T) -> Instant,
+    ) {
         wasm.set_epoch_deadline(1);
         let time = self.time;
         wasm.epoch_deadline_callback(move |wasm| {
-            let ran = wasm.data().entered.elapsed();
+            let ran = entered(wasm.data()).elapsed();
             if ran > time {
                 return Err(wasmtime::format_err!(
                     "the component ran for {ran:?} in one call"
@@ -159,7 +189,6 @@ impl Limits {
             }
             Ok(UpdateDeadline::Continue(1))
         });
-        wasm
     }
 }
 
@@ -252,7 +281,7 @@ pub(super) struct Left(Instant);
 /// The memory and table elements that an instance may still allocate. None are freed before the instance is
 /// dropped.
 #[derive(Debug)]
-struct Budget {
+pub(super) struct Budget {
     memory: usize,
     elements: usize,
 }
@@ -296,7 +325,7 @@ fn grow(left: &mut usize, current: usize, desired: usize) -> bool {
 }
 
 /// Returns the error for a function of WASI that the lock component does not call.
-fn not_called<T>(function: &str) -> wasmtime::Result<T> {
+pub(super) fn not_called<T>(function: &str) -> wasmtime::Result<T> {
     Err(wasmtime::format_err!(
         "the lock component called `{function}`, which is not for it"
     ))

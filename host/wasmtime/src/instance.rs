@@ -116,6 +116,8 @@ pub struct LockHandle {
     pub(super) lock: ResourceAny,
     /// The number of the instance.
     pub(super) instance: u64,
+    /// The number of the handle in a [`ConcurrentInstance`](crate::ConcurrentInstance).
+    pub(super) number: u64,
 }
 
 /// Returns a number that no other instance of this process has.

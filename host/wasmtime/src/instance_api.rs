@@ -37,6 +37,7 @@ macro_rules! calls {
         Ok(LockHandle {
             lock: made $($await)* ??,
             instance: self.number,
+            number: 0,
         })
     }
 
@@ -56,6 +57,7 @@ macro_rules! calls {
         Ok(LockHandle {
             lock: made $($await)* ??,
             instance: self.number,
+            number: 0,
         })
     }
 

@@ -2,6 +2,7 @@
 //!
 //! [`Runner`] loads the component once and instantiates it with any [`Store`](verrou::Store) of
 //! this program as its import; [`AsyncRunner`] does so with any [`AsyncStore`](verrou::AsyncStore).
+//! [`ConcurrentRunner`] runs the component of WASI 0.3, in an instance of which many calls can wait at a time.
 //! [`locks::add_to_linker`] works without the component: a guest that imports `verrou:lock/locks` uses
 //! this program's locks directly. The [`bindings`] to `wit/` are public for reuse.
 //!
@@ -16,6 +17,8 @@ mod instance_api;
 mod instance;
 mod async_instance;
 mod queue_place;
+mod concurrent_imports;
+mod concurrent_instance;
 mod policy;
 pub mod locks;
 
@@ -25,6 +28,8 @@ pub use wasmtime;
 pub use wasmtime_wasi_io;
 
 pub use async_instance::{AsyncInstance, AsyncRunner};
+pub use concurrent_imports::{ConcurrentState, StoreWaiter, StoreWatch};
+pub use concurrent_instance::{ConcurrentInstance, ConcurrentRunner};
 pub use engine::Limits;
 pub use error::{ComponentError, LockError};
 pub use instance::{Instance, LockHandle, Runner};
@@ -63,6 +68,24 @@ pub mod bindings {
                 "verrou:lock/store": super::blocking::verrou::lock::store,
                 "verrou:lock/types": super::blocking::verrou::lock::types,
                 "wasi": super::blocking::wasi,
+            },
+        });
+    }
+
+    /// The world `lock-manager` of `verrou:async-lock`, for hosts that call it concurrently.
+    pub mod concurrent {
+        wasmtime::component::bindgen!({
+            world: "verrou:async-lock/lock-manager",
+            path: ["../../wit", "../../wit/async"],
+            imports: {
+                "verrou:async-lock/store.abandon": store | trappable,
+                default: trappable,
+            },
+            exports: { default: async | store },
+            with: {
+                "verrou:async-lock/store.waiter": crate::concurrent_imports::StoreWaiter,
+                "verrou:async-lock/store.loss-watch": crate::concurrent_imports::StoreWatch,
+                "verrou:lock/types": super::blocking::verrou::lock::types,
             },
         });
     }
