@@ -2,6 +2,8 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::mem;
+use core::task::Waker;
 use core::time::Duration;
 
 use crate::acquire::Acquire;
@@ -27,6 +29,8 @@ struct LeaseState {
     lease: Lease,
     /// Whether the owner has released the lock.
     is_released: bool,
+    /// The tasks to wake when the owner releases the lock.
+    waiting: Vec<Waker>,
     /// The number of events: each start and each end of an extension is one.
     events: u64,
     /// The extensions any of which the store may have applied last.
@@ -90,6 +94,7 @@ impl Acquisition {
         Self(Arc::new(Shared::new(LeaseState {
             lease,
             is_released: false,
+            waiting: Vec::new(),
             events: 0,
             sent_extensions: Vec::new(),
         })))
@@ -113,7 +118,21 @@ impl Acquisition {
 
     /// Records that the owner has released the lock.
     pub(crate) fn record_release(&self) {
-        self.0.with(|state| state.is_released = true);
+        let waiting = self.0.with(|state| {
+            state.is_released = true;
+            mem::take(&mut state.waiting)
+        });
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// Returns whether this process has recorded that the owner released the lock; if not, wakes `waker` then.
+    pub(crate) fn is_released_or_wakes(&self, waker: &Waker) -> bool {
+        self.0.with(|state| {
+            if !state.is_released && !state.waiting.iter().any(|known| known.will_wake(waker)) {
+                state.waiting.push(waker.clone());
+            }
+            state.is_released
+        })
     }
 
     /// Returns whether this process has recorded that the owner released the lock.

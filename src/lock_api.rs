@@ -286,18 +286,28 @@ impl<S: $Store, H: $Host> Lock<S, H> {
     /// [`Error::NotSerializable`] when the store ties a lease to the client that acquired it;
     /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the outcome is unknown.
     pub $($async)* fn serialize(&self) -> Result<SerializedLock, Error> {
-        let lease = self.detach()$($await)*?;
+        let lease = self.detached()$($await)*?;
         Ok(self.to_serialized(&lease))
     }
 
-    /// Detaches the lease from this process, and returns it: from then on it ends by its ttl alone.
-    pub(crate) $($async)* fn detach(&self) -> Result<Lease, Error> {
+    /// Detaches the lease from this process: from then on it ends by its ttl alone.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`serialize`](Self::serialize).
+    pub $($async)* fn detach(&self) -> Result<(), Error> {
+        self.detached()$($await)*?;
+        Ok(())
+    }
+
+    /// Detaches the lease, and returns it.
+    pub(crate) $($async)* fn detached(&self) -> Result<Lease, Error> {
         let acquisition = self.0.state.transferable(self.0.store.capabilities())?;
         let lease = acquisition.lease();
         if lease.claim().ephemeral {
             acquisition.record_detach(self.0.store.detach(lease.claim())$($await)*)?;
         }
-        Ok(lease)
+        Ok(acquisition.lease())
     }
 
     /// Returns the latest acquisition's lease, which may have ended since.

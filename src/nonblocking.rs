@@ -383,17 +383,36 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         Ok(self.to_serialized(&acquisition.lease()))
     }
 
+    /// Renews the lease of the latest acquisition until it ends: until the lock is released, here or elsewhere, or lost.
+    /// Dropping the future ends the renewals.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotOwner`] when the lock was never acquired through this value, or is released; [`Error::Lost`] as soon as
+    /// it is lost.
+    pub async fn keep(&self) -> Result<(), Error> {
+        let acquisition = self.0.state.latest_or_error()?;
+        let renewing = self.renew_during(&acquisition, future::pending::<Infallible>());
+        let mut renewing = pin!(renewing);
+        future::poll_fn(|context| {
+            match renewing.as_mut().poll(context) {
+                Poll::Ready(Ok(never)) => match never {},
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {}
+            }
+            if acquisition.is_released_or_wakes(context.waker()) {
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
     /// Returns the text of `lease` when the wall clock shows `wall` since the start of 1970 (UTC).
     #[cfg(feature = "component-async")]
     pub(crate) fn serialized_at(&self, lease: &Lease, wall: Duration) -> SerializedLock {
         let LockParts { host, state, .. } = &*self.0;
         SerializedLock::new(lease, state.ttl, host.now(), wall)
-    }
-
-    /// Returns the latest acquisition, or an error if there is none.
-    #[cfg(feature = "component-async")]
-    pub(crate) fn latest_acquisition(&self) -> Result<Acquisition, Error> {
-        self.0.state.latest_or_error()
     }
 
     /// Renews the lease of `acquisition` until `work` ends.

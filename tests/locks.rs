@@ -3,9 +3,12 @@
 
 mod common;
 
+use std::future::{self, Future};
 use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use common::script::ms;
@@ -14,9 +17,10 @@ use common::yield_now;
 use pollster::block_on;
 use verrou::blocking::Cancellation;
 use verrou::conformance::TestClock;
+use verrou::nonblocking::AsyncHost;
 use verrou::{
     Acquired, Claim, Clock, Error, Fence, Health, Locks, Loss, MemoryStore, Name, Renewed, Retry,
-    RunError, Store, StoreError, StoreWrapper, Ttl, blocking, nonblocking,
+    RunError, Store, StoreError, StoreWrapper, Timestamp, Ttl, blocking, nonblocking,
 };
 
 /// Returns the retry policy of the documentation's examples.
@@ -283,6 +287,25 @@ fn lock_transferred_after_expiry_is_not_owned() -> Result<(), Error> {
 }
 
 #[test]
+fn detached_lease_no_longer_ends_with_its_client() -> Result<(), Error> {
+    let World {
+        blocking, awaited, ..
+    } = world();
+    let lock = blocking.create_lock("my-resource", "2s")?;
+    assert!(matches!(lock.detach(), Err(Error::NotOwner { .. })));
+    lock.acquire()?;
+    lock.detach()?;
+    assert!(!lock.lease().expect("a lease").claim().ephemeral);
+    lock.release()?;
+
+    let lock = awaited.create_lock("my-resource", "2s")?;
+    block_on(lock.acquire())?;
+    block_on(lock.detach())?;
+    assert!(!lock.lease().expect("a lease").claim().ephemeral);
+    Ok(())
+}
+
+#[test]
 fn describe_does_not_detach() -> Result<(), Error> {
     let World { blocking, .. } = world();
     let lock = blocking.create_lock("my-resource", "2s")?;
@@ -413,7 +436,7 @@ fn auto_renewal_keeps_the_lease_until_a_force_release_async() -> Result<(), Erro
             blocking
                 .create_lock("my-resource", "3s")?
                 .force_release(None)?;
-            let lost = held.keep(std::future::pending::<()>()).await;
+            let lost = held.keep(future::pending::<()>()).await;
             assert_eq!(held.remaining(), Some(Duration::ZERO));
             lost
         });
@@ -634,6 +657,71 @@ fn owner_may_release_during_auto_renewal_async() -> Result<(), Error> {
         }
         Ok(())
     })
+}
+
+/// A host whose sleeps never end.
+#[derive(Clone)]
+struct Sleepless(TestClock);
+
+impl Clock for Sleepless {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+}
+
+impl AsyncHost for Sleepless {
+    fn sleep(&self, _: Duration) -> impl Future<Output = ()> {
+        future::pending()
+    }
+    fn random(&self) -> [u8; 16] {
+        AsyncHost::random(&self.0)
+    }
+    fn wall_clock(&self) -> Duration {
+        AsyncHost::wall_clock(&self.0)
+    }
+}
+
+/// The renewal of a lock ends with its release, which wakes it, and with its loss.
+#[test]
+fn keep_ends_with_the_lease_async() -> Result<(), Error> {
+    let World {
+        clock,
+        memory,
+        awaited,
+        ..
+    } = world();
+    let factory = nonblocking::LockFactory::new(Arc::clone(&memory), Sleepless(clock));
+    let lock = factory.create_lock("my-resource", "3s")?;
+    let never = block_on(lock.keep());
+    assert!(matches!(never, Err(Error::NotOwner { .. })), "{never:?}");
+    block_on(lock.acquire())?;
+    {
+        let woken = Arc::<Woken>::default();
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut kept = pin!(lock.keep());
+        let mut context = Context::from_waker(&waker);
+        assert!(kept.as_mut().poll(&mut context).is_pending());
+        assert!(!woken.0.load(Ordering::Acquire));
+        block_on(lock.release())?;
+        assert!(woken.0.load(Ordering::Acquire));
+        assert!(matches!(kept.poll(&mut context), Poll::Ready(Ok(()))));
+    }
+
+    let lock = awaited.create_lock("my-resource", "3s")?;
+    block_on(lock.acquire())?;
+    Store::force_release(&memory, lock.name(), None)?;
+    let kept = block_on(lock.keep());
+    assert!(matches!(kept, Err(Error::Lost { .. })), "{kept:?}");
+    Ok(())
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 #[test]

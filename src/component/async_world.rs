@@ -6,8 +6,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
-use core::convert::Infallible;
-use core::future::{self, Future, poll_fn};
+use core::future::{Future, poll_fn};
 use core::mem;
 use core::pin::pin;
 use core::task::{Poll, Waker};
@@ -138,9 +137,7 @@ impl GuestLock for Lock {
     }
 
     async fn release(&self) -> Result<(), LockError> {
-        let released = self.lock().release().await;
-        self.calls.wake();
-        Ok(released?)
+        Ok(self.lock().release().await?)
     }
 
     async fn force_release(&self, token: Option<u64>) -> Result<bool, LockError> {
@@ -161,28 +158,11 @@ impl GuestLock for Lock {
     }
 
     async fn keep(&self) -> Result<Kept, LockError> {
-        let lock = self.lock();
-        let acquisition = lock.latest_acquisition()?;
-        let keeping = async {
-            let mut renewing =
-                pin!(lock.renew_during(&acquisition, future::pending::<Infallible>()));
-            poll_fn(|context| {
-                if let Poll::Ready(end) = renewing.as_mut().poll(context) {
-                    return Poll::Ready(Some(end));
-                }
-                if acquisition.is_released() {
-                    return Poll::Ready(None);
-                }
-                Poll::Pending
-            })
-            .await
-        };
-        Ok(match self.calls.until_stopped(keeping).await {
+        Ok(match self.calls.until_stopped(self.lock().keep()).await {
             None => Kept::Stopped,
-            Some(None) => Kept::Released,
-            Some(Some(Ok(never))) => match never {},
-            Some(Some(Err(Error::Lost { loss, .. }))) => Kept::Lost(loss.into()),
-            Some(Some(Err(error))) => return Err(error.into()),
+            Some(Ok(())) => Kept::Released,
+            Some(Err(Error::Lost { loss, .. })) => Kept::Lost(loss.into()),
+            Some(Err(error)) => return Err(error.into()),
         })
     }
 
@@ -212,12 +192,11 @@ impl GuestLock for Lock {
     }
 
     async fn detach(&self) -> Result<(), LockError> {
-        self.lock().detach().await?;
-        Ok(())
+        Ok(self.lock().detach().await?)
     }
 
     async fn serialize(&self, now: u64) -> Result<String, LockError> {
-        let lease = self.lock().detach().await?;
+        let lease = self.lock().detached().await?;
         let serialized = self.lock().serialized_at(&lease, Duration::from_nanos(now));
         Ok(serialized.to_string())
     }
@@ -270,11 +249,6 @@ impl Calls {
     fn stop(&self) {
         let stopped = mem::take(&mut *self.waiting.borrow_mut());
         stopped.into_values().for_each(Waker::wake);
-    }
-
-    /// Makes the calls that are in progress look at the state of the lock.
-    fn wake(&self) {
-        self.waiting.borrow().values().for_each(Waker::wake_by_ref);
     }
 }
 
