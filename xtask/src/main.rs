@@ -370,16 +370,16 @@ fn one_step(shell: &Shell, step: &str, arguments: &[&str]) -> ExitCode {
 
 /// Builds all components. Checks that two builds of each lock component, and of its store, have the same bytes.
 fn build_components(shell: &Shell) -> Result<()> {
-    let build = || -> Result<_> {
+    let build_all = || -> Result<_> {
         let mut built = component::build(shell)?;
         built.push(guest::build(shell, guest::PROVIDER)?);
         Ok(built)
     };
-    let built = build()?;
+    let built = build_all()?;
     let bytes = built.iter().map(fs::read).collect::<Result<Vec<_>, _>>()?;
     component::clean(shell)?;
     guest::clean(shell, guest::PROVIDER)?;
-    build()?;
+    build_all()?;
     for (component, before) in built.iter().zip(bytes) {
         ensure!(
             fs::read(component)? == before,
