@@ -30,6 +30,8 @@ class CommandStore:
         )
         try:
             greeting = self._receive()
+            if "error" in greeting:
+                raise StoreError(greeting["error"]["message"], greeting["error"]["temporary"])
             if any(greeting.get(key) != value for key, value in GREETING.items()):
                 raise StoreError(
                     f"`{command} serve` does not speak version {GREETING['version']} of the protocol: {greeting}"
