@@ -447,8 +447,11 @@ class ServeProcess {
   #setReferenced(held) {
     if (held === this.#isReferenced) return
     this.#isReferenced = held
+    // Deno throws for a process that did not start.
+    if (this.#child?.pid === undefined) return
     const method = held ? 'ref' : 'unref'
-    for (const handle of [this.#child, ...(this.#child?.stdio ?? [])]) handle?.[method]()
+    // The pipes of Bun have no such methods; there the child alone keeps the process alive.
+    for (const handle of [this.#child, ...(this.#child.stdio ?? [])]) handle?.[method]?.()
   }
 
   #endIfUnused() {
