@@ -33,7 +33,7 @@ async function redis(t, late = false) {
   const stores = []
   let server
   t.after(async () => {
-    await Promise.all(stores.map((store) => store.close()))
+    await Promise.allSettled(stores.map((store) => store.close()))
     server?.kill('SIGKILL')
   })
   const start = async () => {
@@ -54,6 +54,12 @@ async function redis(t, late = false) {
       const store = serverStore(url, options)
       stores.push(store)
       return store
+    },
+    /** Ends the server. */
+    async end() {
+      const ended = once(server, 'exit')
+      server.kill('SIGKILL')
+      await ended
     },
     async verrou(...args) {
       const env = { ...process.env, VERROU_STORE: url }
@@ -154,6 +160,62 @@ test('a force-released holder cannot extend', options, async (t) => {
   await verrou('force-release', 'evicted')
   await assert.rejects(lock.extend(), { code: 'E_LOCK_NOT_OWNER' })
 })
+
+test('closing a store releases its locks, except for detached ones', options, async (t) => {
+  const { open } = await redis(t)
+  const other = new LockFactory(open())
+  const isLocked = (name) => other.createLock(name).isLocked()
+  const store = open()
+  const factory = new LockFactory(store)
+  const locks = ['held', 'released', 'serialized'].map((name) => factory.createLock(name, '1h'))
+  for (const lock of locks) await lock.acquire()
+  await locks[1].release()
+  const later = other.createLock('released', '1h')
+  await later.acquire()
+  await locks[2].handOver()
+  // This grant arrives while the store is being closed.
+  const granted = factory.createLock('last', '1h').acquire()
+  const closing = store.close()
+  await granted
+  await store[Symbol.asyncDispose]()
+  await closing
+  assert.deepEqual(await Promise.all(['held', 'released', 'serialized', 'last'].map(isLocked)), [false, true, true, false])
+  await later.release()
+  await assert.rejects(factory.createLock('x').acquire(), { code: 'E_LOCK_STORAGE_ERROR' })
+})
+
+test('closing a store whose command was killed releases its locks', options, async (t) => {
+  const { open } = await redis(t)
+  const store = open()
+  const lock = new LockFactory(store).createLock('held', '1h')
+  await lock.acquire()
+  for (const pid of await children()) process.kill(pid, 'SIGKILL')
+  await store.close()
+  assert.equal(await new LockFactory(open()).createLock('held').isLocked(), false)
+})
+
+test('closing a store that cannot release a lock names it', options, async (t) => {
+  const { open, end } = await redis(t)
+  const store = open()
+  await new LockFactory(store).createLock('held', '1h').acquire()
+  await end()
+  await assert.rejects(store.close(), (error) => {
+    assert.ok(error instanceof CommandStoreError)
+    assert.match(error.message, /could not release `held`; each stays held until its ttl/)
+    return true
+  })
+})
+
+/** Returns the process IDs of the children of this process that serve a store. */
+async function children() {
+  const found = []
+  for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
+    const status = await readFile(`/proc/${pid}/status`, 'utf8').catch(() => '')
+    const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')
+    if (status.includes(`\nPPid:\t${process.pid}\n`) && command.includes('\0serve\0')) found.push(Number(pid))
+  }
+  return found
+}
 
 test('the password is in no command line', options, async (t) => {
   const store = (await redis(t)).open()

@@ -66,10 +66,16 @@ export class CommandStore {
   /** Each rejects one wait. */
   #waits = new Set()
   #fences = new Map()
-  #closed = false
+  /** The owner of each name that was granted, and neither released nor detached, if `close` has to release it. */
+  #granted
+  #saving = new Set()
+  #closing
 
-  /** Makes a store; `args` and the variables of `env` name it for the command. `options` inherit nothing. */
-  constructor(args, env, options) {
+  /**
+   * Makes a store; `args` and the variables of `env` name it for the command. `options` inherit nothing. `outlive` is
+   * whether leases outlive the command that acquired them.
+   */
+  constructor(args, env, options, outlive) {
     const { command = commandOfEnvironment() || 'verrou', idle = DEFAULT_IDLE, label } = options
     if (typeof command !== 'string' || command === '') throw invalid('`command`', 'the path of a command', command)
     if (typeof idle !== 'number' || !(idle >= 0)) throw invalid('`idle`', 'a number of milliseconds from 0', idle)
@@ -77,20 +83,28 @@ export class CommandStore {
       if (typeof label !== 'string') throw invalid('`label`', 'a string', label)
       args = [...args, `--label=${label}`]
     }
-    this.#start = () => {
-      if (this.#closed) throw new CommandStoreError('this store is closed')
-      return new ServeProcess(command, args, env, idle)
-    }
+    if (outlive) this.#granted = new Map()
+    this.#start = () => new ServeProcess(command, args, env, idle)
   }
 
   async save(name, owner, ttl) {
     const key = keyOf(name)
-    const wanted = claim(key, owner, ttl)
+    const saving = this.#save(key, owner, claim(key, owner, ttl))
+    this.#saving.add(saving)
+    try {
+      return await saving
+    } finally {
+      this.#saving.delete(saving)
+    }
+  }
+
+  async #save(key, owner, wanted) {
     const server = this.#usableServer()
     const { granted } = await server.ask('acquire', wanted)
     if (granted === undefined) return false
     server.removeTicket(ownerKey(key, owner))
     server.leases.set(key, owner)
+    this.#granted?.set(key, owner)
     this.#keepFence(key, owner, granted)
     return true
   }
@@ -101,7 +115,7 @@ export class CommandStore {
     this.#fences.delete(ownerKey(key, owner))
     const server = this.#usableServer()
     const answer = await server.ask('release', released)
-    server.removeLease(key, owner)
+    this.#removeLease(server, key, owner)
     assertOwner(key, answer)
   }
 
@@ -110,7 +124,7 @@ export class CommandStore {
     const server = this.#usableServer()
     const holder = server.leases.get(key)
     await server.ask('evict', { name: key, only: null })
-    if (holder !== undefined) server.removeLease(key, holder)
+    if (holder !== undefined) this.#removeLease(server, key, holder)
   }
 
   async exists(name) {
@@ -187,14 +201,54 @@ export class CommandStore {
     const detached = claim(key, owner, null)
     const server = this.#usableServer()
     const answer = await server.ask('detach', detached)
-    server.removeLease(key, owner)
+    this.#removeLease(server, key, owner)
     assertOwner(key, answer)
   }
 
-  async close() {
-    this.#closed = true
+  close() {
+    // Later requests are refused.
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close() {
     for (const fail of [...this.#waits]) fail(new CommandStoreError('this store is closed'))
+    // A grant on its way is released, too.
+    if (this.#granted !== undefined) await Promise.allSettled(this.#saving)
+    const failed = await this.#releaseGranted()
     await this.#server?.end()
+    if (failed.length === 0) return
+    const names = failed.map(([key]) => `\`${key}\``).join(', ')
+    const [[, , reason]] = failed
+    throw new CommandStoreError(
+      `the store was closed, but could not release ${names}; each stays held until its ttl has passed: ${reason.message}`,
+      reason.temporary,
+      { cause: reason }
+    )
+  }
+
+  /** Releases the leases that would outlive the command. Returns the names of those that failed, with the errors. */
+  async #releaseGranted() {
+    const failed = await this.#releaseAll([...(this.#granted ?? [])])
+    // The leases also outlive a command that has died meanwhile.
+    return failed.length > 0 && !this.#server.usable ? this.#releaseAll(failed) : failed
+  }
+
+  async #releaseAll(grants) {
+    if (grants.length > 0 && !this.#server.usable) this.#server = this.#start()
+    const released = grants.map(async ([key, owner]) => {
+      try {
+        await this.#server.ask('release', claim(key, owner, null))
+        return undefined
+      } catch (reason) {
+        return [key, owner, reason]
+      }
+    })
+    return (await Promise.all(released)).filter((failure) => failure !== undefined)
+  }
+
+  #assertOpen() {
+    if (this.#closing !== undefined) throw new CommandStoreError('this store is closed')
   }
 
   async [Symbol.asyncDispose ?? Symbol.for('Symbol.asyncDispose')]() {
@@ -203,6 +257,7 @@ export class CommandStore {
 
   /** Returns the child that does the operations and keeps the leases alive. */
   #usableServer() {
+    this.#assertOpen()
     if (!this.#server?.usable) this.#server = this.#start()
     return this.#server
   }
@@ -254,6 +309,11 @@ export class CommandStore {
     }
     look()
     return () => clearTimeout(timer)
+  }
+
+  #removeLease(server, key, owner) {
+    server.removeLease(key, owner)
+    if (this.#granted?.get(key) === owner) this.#granted.delete(key)
   }
 
   #keepFence(key, owner, fence) {

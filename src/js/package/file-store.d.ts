@@ -117,10 +117,10 @@ export interface FileStore extends LockStore {
   detach(key: string, owner: string): Promise<void>
   /**
    * Ends the leases that were neither released nor detached, and resolves when the child processes have
-   * ended, too. Requests that were sent before are answered; waits are rejected.
+   * ended, too. Requests that were sent before are answered; waits and later requests are rejected.
    */
   close(): Promise<void>
-  /** {@link FileStore.close} */
+  /** Calls `close`, for `await using`. */
   [Symbol.asyncDispose](): Promise<void>
 }
 

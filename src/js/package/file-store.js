@@ -29,6 +29,6 @@ class FileStore extends CommandStore {
     const args = ['--store', `lease:${resolve(path)}`]
     if (group !== undefined) args.push('--group', group)
     if (anyFileSystem) args.push('--any-file-system')
-    super(args, {}, wanted)
+    super(args, {}, wanted, false)
   }
 }

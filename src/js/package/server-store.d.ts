@@ -7,7 +7,10 @@ export type ServerStoreOptions = Pick<FileStoreOptions, 'command' | 'idle' | 'la
 
 /**
  * A store of leases on a server, for the processes of many machines. The leases end by their ttl, not with
- * this process.
+ * this process: its end releases nothing.
+ *
+ * {@link FileStore.close | Closing} the store, also by `await using`, releases the leases that were neither released nor
+ * detached. It rejects with a {@link CommandStoreError} that names the locks whose release failed.
  *
  * Every method rejects with a {@link CommandStoreError} when the command cannot be started or has died, or
  * the server cannot answer. The server keeps the wait queue, in first-come order, and notifies the waiters.

@@ -19,6 +19,6 @@ class ServerStore extends CommandStore {
       throw new errors.E_INVALID_ARGUMENT(`invalid argument: the address of a server store must be ${wanted}`)
     }
     // Every user can read a process's arguments, and a URL may have a password.
-    super([], { VERROU_STORE: text }, optionsOf('serverStore', options))
+    super([], { VERROU_STORE: text }, optionsOf('serverStore', options), true)
   }
 }
