@@ -11,6 +11,9 @@ mod instances;
 #[cfg(unix)]
 mod job;
 mod keyvalue;
+#[cfg(target_os = "linux")]
+#[path = "../common/namespaces.rs"]
+mod namespaces;
 #[cfg(unix)]
 mod over_filesystem;
 mod over_keyvalue;

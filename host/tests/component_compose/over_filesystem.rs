@@ -210,6 +210,73 @@ fn settings_of_the_directory_are_followed() {
 }
 
 #[test]
+fn clocks_that_differ_by_less_than_the_allowance_make_no_second_holder() {
+    let place = Place::new(Clients::Components);
+    let settings = place.path().join("store");
+    fs::write(settings, "verrou hard links 1\nskew-milliseconds 60000\n").unwrap();
+    let ahead = TestClock::still();
+    ahead.advance(Duration::from_secs(59));
+    let (behind, ahead) = (
+        provider(place.path(), Some(TestClock::still())),
+        provider(place.path(), Some(ahead)),
+    );
+    granted(&behind, 1);
+    assert!(!ahead.acquire(&claim(2)).unwrap().is_granted());
+    assert!(behind.extend(&claim(1)).unwrap());
+    assert!(behind.release(&claim(1)).unwrap());
+    granted(&ahead, 2);
+    // For the clock that is behind, the lease lasts longer.
+    let Acquired::Busy { remaining } = behind.acquire(&claim(1)).unwrap() else {
+        panic!("two holders");
+    };
+    assert_eq!(remaining, Some(Duration::from_secs(2 + 59 + 60)));
+}
+
+/// Leaves no free byte and no free inode in a file system.
+#[cfg(target_os = "linux")]
+fn fill(root: &Path) {
+    let mut ballast = File::create(root.join("ballast")).unwrap();
+    for length in [4096, 1] {
+        while ballast.write_all(&vec![7; length]).is_ok() {}
+    }
+    let mut inodes = (0..).map(|number| root.join(format!("inode-{number}")));
+    while File::create(inodes.next().unwrap()).is_ok() {}
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn full_disk_prevents_no_release_of_a_component() {
+    use crate::namespaces::{DIRECTORY, in_namespaces};
+
+    let Some(root) = env::var_os(DIRECTORY) else {
+        let name = "over_filesystem::full_disk_prevents_no_release_of_a_component";
+        return in_namespaces("a full file system", name, &["--mount"]);
+    };
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=256k,nr_inodes=64", "tmpfs"]);
+    assert!(mount.arg(&root).status().unwrap().success());
+    let locks = Path::new(&root).join("locks");
+    fs::create_dir(&locks).unwrap();
+    let (store, other) = (provider(&locks, None), provider(&locks, None));
+    let long = |owner| claim(owner).with_ttl(Ttl::NEVER);
+    assert!(store.acquire(&long(1)).unwrap().is_granted());
+    assert!(store.extend(&long(1)).unwrap());
+    fill(Path::new(&root));
+
+    let err = store.extend(&long(1)).unwrap_err();
+    assert!(err.to_string().contains("insufficient-space"), "{err}");
+    let another = Name::new("another").unwrap();
+    let code = other.error_code(&long(2).with_name(another));
+    assert!(matches!(code, ErrorCode::Full), "{code:?}");
+    assert!(!other.acquire(&long(2)).unwrap().is_granted());
+    assert!(store.release(&long(1)).unwrap());
+    assert_eq!(other.holders(&long(1).name).unwrap(), []);
+    fs::remove_file(Path::new(&root).join("ballast")).unwrap();
+    fs::remove_file(Path::new(&root).join("inode-0")).unwrap();
+    assert!(other.acquire(&long(2)).unwrap().is_granted());
+}
+
+#[test]
 fn component_without_the_directory_is_denied_with_the_way_out() {
     let place = Place::new(Clients::Components);
     let clock = place.clock.clone();
