@@ -22,8 +22,8 @@ use nix::unistd::{ForkResult, Pid, fork};
 use verrou::blocking::{Host, LockFactory};
 use verrou::{Clock, Error, Fence, Store, StoreError, Timestamp};
 use verrou_host::{
-    FenceError, FenceGate, FileError, FileLockStore, HostStore, LeaseFileStore, StoreOptions,
-    System,
+    FenceError, FenceGate, FileError, FileLockStore, HardLinkStore, HostStore, LeaseFileStore,
+    StoreOptions, System,
 };
 
 /// One test for all, because no other thread may be active when the process forks.
@@ -33,12 +33,16 @@ fn a_forked_child_releases_nothing_and_keeps_nothing() {
     let options = StoreOptions::default();
     let leases = || LeaseFileStore::open(directory.path(), &options).unwrap();
     let locks = || FileLockStore::open(directory.path(), &options).unwrap();
+    let links = || HardLinkStore::open(directory.path().join("links"), &options).unwrap();
     stays_taken(leases);
     stays_taken(locks);
+    stays_taken(links);
     child_can_acquire_it(leases);
     child_can_acquire_it(locks);
+    child_can_acquire_it(links);
     is_free_when_it_is_released(leases);
     is_free_when_it_is_released(locks);
+    is_free_when_it_is_released(links);
     stays_closed(&directory.path().join("gate"));
     if cfg!(target_os = "linux") {
         detached_lease_is_held_for_a_child_that_sets_a_label(&leases());
@@ -48,6 +52,7 @@ fn a_forked_child_releases_nothing_and_keeps_nothing() {
         is_free_when_its_process_is_killed_inside_an_operation(|clock| locks().with_clock(clock));
         threads_of_the_parent_hang_no_child(leases);
         threads_of_the_parent_hang_no_child(locks);
+        threads_of_the_parent_hang_no_child(links);
     }
 }
 

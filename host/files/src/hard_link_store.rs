@@ -1,11 +1,14 @@
 //! Locks as hard links in a directory, which WebAssembly programs use, too.
 
+mod grants;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use grants::Grants;
 use verrou::blocking::Host;
 use verrou::{
     Acquired, Capabilities, Claim, Fence, Holder, Name, Process, Renewed, Store, StoreError,
@@ -29,6 +32,10 @@ use crate::trusted_file;
 /// the disk, which takes milliseconds, and blocks a task's thread. A [`LeaseFileStore`](crate::LeaseFileStore) does
 /// better for native programs alone.
 ///
+/// A forked child may use its copy of this value. The child does not hold its parent's locks:
+/// [`is_held`](verrou::blocking::Lock::is_held) returns false for them, and they can be neither
+/// extended nor released, unless they were detached.
+///
 /// ```
 /// use verrou::blocking::LockFactory;
 /// use verrou_host::{HardLinkStore, StoreOptions, System};
@@ -45,6 +52,7 @@ pub struct HardLinkStore {
     skew: Duration,
     host: Arc<dyn Host + Send + Sync>,
     label: Option<String>,
+    grants: Grants,
     /// The label that replaces the one with which the store was opened.
     other_label: PerProcess<Mutex<Option<String>>>,
 }
@@ -73,6 +81,7 @@ impl HardLinkStore {
             skew: settings.skew,
             host: Arc::new(System),
             label: options.label.clone(),
+            grants: Grants::new(),
             other_label: PerProcess::new(),
         })
     }
@@ -207,21 +216,43 @@ impl Store for HardLinkStore {
         let acquired = self.operate(&claim.name, true, |lock| {
             lock.acquire(claim, Some(&process))
         })?;
-        Ok(acquired.unwrap_or(Acquired::BUSY))
+        let acquired = acquired.unwrap_or(Acquired::BUSY);
+        if acquired.is_granted() && claim.ephemeral {
+            self.grants.note(claim);
+        }
+        Ok(acquired)
     }
 
     fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        if self.grants.is_parents(claim.owner) {
+            return Ok(false);
+        }
         let extended = self.operate(&claim.name, false, |lock| lock.extend(claim))?;
-        Ok(extended.unwrap_or(false))
+        let is_extended = extended.unwrap_or(false);
+        if is_extended {
+            self.grants.prolong(claim);
+        }
+        Ok(is_extended)
     }
 
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        if self.grants.is_parents(claim.owner) {
+            return Ok(Renewed::Lost);
+        }
         let renewed = self.operate(&claim.name, false, |lock| lock.renew(claim, fence))?;
-        Ok(renewed.unwrap_or(Renewed::Lost))
+        let renewed = renewed.unwrap_or(Renewed::Lost);
+        if renewed == Renewed::Granted {
+            self.grants.prolong(claim);
+        }
+        Ok(renewed)
     }
 
     fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        if self.grants.is_parents(claim.owner) {
+            return Ok(false);
+        }
         let released = self.operate(&claim.name, false, |lock| lock.release(claim))?;
+        self.grants.remove(claim.owner);
         Ok(released.unwrap_or(false))
     }
 
@@ -236,8 +267,20 @@ impl Store for HardLinkStore {
     }
 
     fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
+        if self.grants.is_parents(claim.owner) {
+            return Ok(false);
+        }
         let holds = self.operate(&claim.name, false, |lock| lock.holds(claim))?;
         Ok(holds.unwrap_or(false))
+    }
+
+    /// From now on, a forked child can use the lease.
+    fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
+        let holds = self.holds(claim, None)?;
+        if holds {
+            self.grants.remove(claim.owner);
+        }
+        Ok(holds)
     }
 
     fn capabilities(&self) -> Capabilities {
