@@ -387,7 +387,12 @@ fn build_components(shell: &Shell) -> Result<()> {
             component.display()
         );
     }
-    for example in ["provider-rust", "provider-keyvalue", "cron-job"] {
+    for example in [
+        "provider-rust",
+        "provider-keyvalue",
+        "cron-job",
+        "async-job",
+    ] {
         guest::build(shell, &format!("examples/{example}"))?;
     }
     Ok(())

@@ -52,6 +52,7 @@ The interfaces of the WebAssembly component `verrou.wasm`, and of what is plugge
 | waiting | its user polls an `attempt` and a `renewal` | `acquire` and `keep` are `async` functions |
 | store | answers at once, or blocks | may await |
 | Rust host | `Runner`, `AsyncRunner` | `ConcurrentRunner` |
+| guests of a Rust host | `locks::add_to_linker` | `async_locks::add_to_linker` |
 | core | `polled` locks | `nonblocking` locks |
 
 The two are packages of their own, because one version of a package is one interface, and because tools for WASI 0.2
@@ -81,7 +82,8 @@ const ASYNC: &str = "\
 The interfaces of the WebAssembly component `verrou-async.wasm`, and of what is plugged into it, for WASI 0.3. Their types
 are those of [`verrou:lock`](../README.md#interface-types), which has the same interfaces for WASI 0.2.
 
-- An **application** imports [`locks`](#interface-locks), and awaits locks by it.
+- An **application** imports [`locks`](#interface-locks), and awaits locks by it: [an
+  example](../../examples/async-job/README.md).
 - The **lock component** exports `locks`, and imports a store, a clock and randomness. It opens no file and no
   connection. It waits in the store's wait queue, and by the clock.
 - A **store** exports [`store`](#interface-store): where leases are recorded. The host may be the store, or another

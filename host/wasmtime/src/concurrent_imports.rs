@@ -19,16 +19,15 @@ use crate::bindings::concurrent::verrou::async_lock::store as backend;
 use crate::bindings::concurrent::wasi::{clocks0_3_0 as clocks, random0_3_0 as random};
 use crate::convert;
 use crate::engine::{Budget, not_called};
-use crate::grants::Grants;
 use crate::queue_place::{Place, Queues, watch};
+use crate::tracked_store::Tracked;
 
 /// The state of an instance of `verrou:async-lock`, from which its imports are implemented.
 pub struct ConcurrentState<S, H> {
-    pub(crate) store: Arc<S>,
+    pub(crate) store: Arc<Tracked<S>>,
     pub(crate) host: Arc<H>,
     /// The places in the store's wait queue, and the watches for losses.
     pub(crate) table: ResourceTable,
-    pub(crate) grants: Grants,
     pub(crate) budget: Budget,
     pub(crate) entered: Entered,
 }
@@ -87,16 +86,13 @@ impl<S: 'static, H: 'static> HasData for Imports<S, H> {
 /// The reply of the store to the component.
 type Replied<T> = std::result::Result<T, types::StoreError>;
 
-/// Returns the store of the component, and the leases that end with the instance.
-fn store<T, S, H>(accessor: &Accessor<T, Imports<S, H>>) -> (Arc<S>, Grants)
+/// Returns the store of the component.
+fn store<T, S, H>(accessor: &Accessor<T, Imports<S, H>>) -> Arc<Tracked<S>>
 where
     S: 'static,
     H: 'static,
 {
-    accessor.with(|mut access| {
-        let state = access.get();
-        (Arc::clone(&state.store), state.grants.clone())
-    })
+    accessor.with(|mut access| Arc::clone(&access.get().store))
 }
 
 impl<T, S, H> backend::HostWithStore<T> for Imports<S, H>
@@ -109,19 +105,16 @@ where
         accessor: &Accessor<T, Self>,
         claim: types::Claim,
     ) -> Result<Replied<types::Acquired>> {
-        let (store, grants) = store(accessor);
-        let claim = match convert::claim(&claim) {
-            Ok(claim) => claim,
-            Err(err) => return Ok(convert::acquired(Err(err))),
+        let store = store(accessor);
+        let reply = match convert::claim(&claim) {
+            Ok(claim) => store.acquire(&claim).await,
+            Err(err) => Err(err),
         };
-        grants.asked(&claim);
-        let reply = store.acquire(&claim).await;
-        grants.acquired(&claim, &reply);
         Ok(convert::acquired(reply))
     }
 
     async fn extend(accessor: &Accessor<T, Self>, claim: types::Claim) -> Result<Replied<bool>> {
-        let (store, _) = store(accessor);
+        let store = store(accessor);
         let reply = match convert::claim(&claim) {
             Ok(claim) => store.extend(&claim).await,
             Err(err) => Err(err),
@@ -134,7 +127,7 @@ where
         claim: types::Claim,
         fencing_token: Option<u64>,
     ) -> Result<Replied<types::Renewed>> {
-        let (store, _) = store(accessor);
+        let store = store(accessor);
         let fence = fencing_token.and_then(Fence::new);
         let reply = match convert::claim(&claim) {
             Ok(claim) => store.renew(&claim, fence).await,
@@ -144,13 +137,9 @@ where
     }
 
     async fn release(accessor: &Accessor<T, Self>, claim: types::Claim) -> Result<Replied<bool>> {
-        let (store, grants) = store(accessor);
+        let store = store(accessor);
         let reply = match convert::claim(&claim) {
-            Ok(claim) => {
-                let reply = store.release(&claim).await;
-                grants.ended(&claim, &reply);
-                reply
-            }
+            Ok(claim) => store.release(&claim).await,
             Err(err) => Err(err),
         };
         Ok(convert::done(reply))
@@ -160,18 +149,11 @@ where
         let Ok(claim) = convert::claim(&claim) else {
             return Ok(());
         };
-        let state = access.get();
-        let (store, grants) = (Arc::clone(&state.store), state.grants.clone());
-        let mut release: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
-            // After an error the lease expires.
-            let reply = store.release(&claim).await;
-            grants.ended(&claim, &reply);
-        });
-        let first = release
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()));
-        if first.is_pending() {
-            access.spawn(Background(release))?;
+        let store = Arc::clone(&access.get().store);
+        // After an error the lease expires.
+        let release = Box::pin(async move { drop(store.release(&claim).await) });
+        if let Some(rest) = Background::begin(release) {
+            access.spawn(rest)?;
         }
         Ok(())
     }
@@ -184,7 +166,7 @@ where
         let Ok(only) = convert::only(only) else {
             return Ok(Ok(false));
         };
-        let (store, _) = store(accessor);
+        let store = store(accessor);
         let reply = match convert::name(&name) {
             Ok(name) => store.force_release(&name, only).await,
             Err(err) => Err(err),
@@ -196,7 +178,7 @@ where
         accessor: &Accessor<T, Self>,
         name: String,
     ) -> Result<Replied<Vec<types::Holder>>> {
-        let (store, _) = store(accessor);
+        let store = store(accessor);
         let reply = match convert::name(&name) {
             Ok(name) => store.holders(&name).await,
             Err(err) => Err(err),
@@ -205,13 +187,9 @@ where
     }
 
     async fn detach(accessor: &Accessor<T, Self>, claim: types::Claim) -> Result<Replied<bool>> {
-        let (store, grants) = store(accessor);
+        let store = store(accessor);
         let reply = match convert::claim(&claim) {
-            Ok(claim) => {
-                let reply = store.detach(&claim).await;
-                grants.ended(&claim, &reply);
-                reply
-            }
+            Ok(claim) => store.detach(&claim).await,
             Err(err) => Err(err),
         };
         Ok(convert::done(reply))
@@ -219,7 +197,17 @@ where
 }
 
 /// The rest of an operation that nothing awaits.
-struct Background(Pin<Box<dyn Future<Output = ()> + Send>>);
+pub(crate) struct Background(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl Background {
+    /// Begins `operation`; returns what is left of it.
+    pub(crate) fn begin(mut operation: Pin<Box<dyn Future<Output = ()> + Send>>) -> Option<Self> {
+        let first = operation
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()));
+        first.is_pending().then_some(Self(operation))
+    }
+}
 
 impl<T: 'static, D: HasData> AccessorTask<T, D> for Background {
     async fn run(self, _: &Accessor<T, D>) -> Result<()> {

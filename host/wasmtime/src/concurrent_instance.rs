@@ -29,8 +29,8 @@ use crate::concurrent_imports::{ConcurrentState, Entered, Imports};
 use crate::convert;
 use crate::engine::{Limits, tick};
 use crate::error::ComponentError;
-use crate::grants::Grants;
 use crate::instance::{LockHandle, next_number};
+use crate::tracked_store::Tracked;
 
 /// A boxed future.
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -117,13 +117,12 @@ impl<S: AsyncStore + 'static, H: AsyncHost + 'static> ConcurrentRunner<S, H> {
     ///
     /// Returns wasmtime's error when there is no memory left, or none in the pool.
     pub async fn instance(&self, store: S, host: H) -> Result<ConcurrentInstance<S, H>> {
-        let (store, host) = (Arc::new(store), Arc::new(host));
-        let (grants, entered) = (Grants::default(), Entered::now());
+        let (store, host) = (Arc::new(Tracked::new(store)), Arc::new(host));
+        let entered = Entered::now();
         let state = ConcurrentState {
             store: Arc::clone(&store),
             host: Arc::clone(&host),
             table: ResourceTable::new(),
-            grants: grants.clone(),
             budget: self.limits.budget(),
             entered: entered.clone(),
         };
@@ -144,7 +143,6 @@ impl<S: AsyncStore + 'static, H: AsyncHost + 'static> ConcurrentRunner<S, H> {
             requests,
             store,
             host,
-            grants,
             number: next_number(),
             locks: Mutex::default(),
         })
@@ -278,9 +276,8 @@ pub struct ConcurrentInstance<S: AsyncStore + 'static, H: 'static> {
     /// Runs the instance; ends with the error that stopped it. `None` when this value is being dropped.
     driver: Option<Shared<Boxed<'static, Option<Arc<wasmtime::Error>>>>>,
     requests: mpsc::UnboundedSender<Request<S, H>>,
-    store: Arc<S>,
+    store: Arc<Tracked<S>>,
     host: Arc<H>,
-    grants: Grants,
     /// Distinguishes the handles of this instance from those of others.
     number: u64,
     /// The locks that were not dropped, by the numbers of their handles.
@@ -290,7 +287,7 @@ pub struct ConcurrentInstance<S: AsyncStore + 'static, H: 'static> {
 impl<S: AsyncStore + 'static, H: AsyncHost + 'static> ConcurrentInstance<S, H> {
     /// Returns the store of the component.
     pub fn store(&self) -> &S {
-        &self.store
+        &self.store.store
     }
 
     /// Creates a lock with the name `name`, whose leases last for `ttl`. Sends no request to the store.
@@ -733,11 +730,7 @@ impl<S: AsyncStore + 'static, H> Drop for ConcurrentInstance<S, H> {
     fn drop(&mut self) {
         // Ends the tasks of the instance, also those that ask the store.
         self.driver = None;
-        let mut context = Context::from_waker(Waker::noop());
-        for claim in self.grants.take() {
-            // A drop cannot await the release, or report an error.
-            let _ = self.store.release(&claim).as_mut().poll(&mut context);
-        }
+        self.store.release_all();
     }
 }
 

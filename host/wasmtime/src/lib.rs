@@ -4,7 +4,8 @@
 //! this program as its import; [`AsyncRunner`] does so with any [`AsyncStore`](verrou::AsyncStore).
 //! [`ConcurrentRunner`] runs the component of WASI 0.3, in an instance of which many calls can wait at a time.
 //! [`locks::add_to_linker`] works without the component: a guest that imports `verrou:lock/locks` uses
-//! this program's locks directly. The [`bindings`] to `wit/` are public for reuse.
+//! this program's locks directly; so does a guest of WASI 0.3 by [`async_locks::add_to_linker`]. The [`bindings`] to
+//! `wit/` are public for reuse.
 //!
 //! [wasmtime]: https://docs.rs/wasmtime
 
@@ -17,10 +18,12 @@ mod instance_api;
 mod instance;
 mod async_instance;
 mod queue_place;
+mod tracked_store;
 mod concurrent_imports;
 mod concurrent_instance;
 mod policy;
 pub mod locks;
+pub mod async_locks;
 
 /// The version of wasmtime whose types the API has.
 pub use wasmtime;
@@ -85,6 +88,25 @@ pub mod bindings {
             with: {
                 "verrou:async-lock/store.waiter": crate::concurrent_imports::StoreWaiter,
                 "verrou:async-lock/store.loss-watch": crate::concurrent_imports::StoreWatch,
+                "verrou:lock/types": super::blocking::verrou::lock::types,
+            },
+        });
+    }
+
+    /// The imports of a guest of WASI 0.3 that uses its host's locks.
+    pub mod async_guest {
+        wasmtime::component::bindgen!({
+            inline: "
+                package verrou:async-guest;
+                world guest { import verrou:async-lock/locks@0.1.0; }
+            ",
+            path: ["../../wit", "../../wit/async"],
+            imports: {
+                "verrou:async-lock/locks.[drop]lock": store | trappable,
+                default: trappable,
+            },
+            with: {
+                "verrou:async-lock/locks.lock": crate::async_locks::AsyncLock,
                 "verrou:lock/types": super::blocking::verrou::lock::types,
             },
         });

@@ -1,15 +1,12 @@
 //! Locks for guests: an implementation of the interface `verrou:lock/locks` by this program.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use verrou::blocking::Host;
-use verrou::{
-    AsyncStore, Clock, Error, Fence, InvalidName, Name, SerializedLock, Store, Timestamp, Ttl,
-    polled,
-};
+use verrou::{AsyncStore, Clock, Error, Fence, Store, Timestamp, Ttl, polled};
 use wasmtime::Result;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable, ResourceTableError};
 use wasmtime_wasi_io::poll::{DynPollable, subscribe};
@@ -18,6 +15,7 @@ use crate::bindings::blocking::verrou::lock::types;
 use crate::bindings::guest::verrou::lock::locks as wit;
 use crate::convert::{self, duration, grant, nanos};
 pub use crate::policy::GuestPolicy;
+use crate::policy::{Counted, denied};
 use crate::queue_place::{Place, Queues};
 
 /// Adds the interface `verrou:lock/locks` to `linker`, as wasmtime's own `add_to_linker` functions do: `view` returns
@@ -153,25 +151,6 @@ impl Drop for HeldLock {
     }
 }
 
-/// One of a limited number of things, until it is dropped.
-#[derive(Debug)]
-struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    /// Returns one more; `None` if there are `most` already.
-    fn new(count: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
-        let more = |count: usize| (count < most).then_some(count + 1);
-        let counted = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        counted.is_ok().then(|| Self(Arc::clone(count)))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A place in a wait queue. Dropping it leaves the queue, also if the guest keeps a pollable of it.
 struct CountedPlace {
     place: Place,
@@ -242,14 +221,7 @@ impl Locks {
     ) -> Result<Result<Resource<T>, types::LockError>> {
         match self.handles.push(value) {
             Ok(handle) => Ok(Ok(handle)),
-            Err(ResourceTableError::Full) => Ok(Err(types::LockError {
-                code: types::ErrorCode::TooManyHandles,
-                message: format!(
-                    "{} locks, attempts and renewals are alive: drop some",
-                    self.policy.handles
-                ),
-                temporary: true,
-            })),
+            Err(ResourceTableError::Full) => Ok(Err(self.policy.too_many_handles())),
             Err(err) => Err(err.into()),
         }
     }
@@ -258,39 +230,18 @@ impl Locks {
         Ok(&self.handles.get(lock)?.0.lock)
     }
 
-    /// Returns the error for what the policy does not permit.
-    fn denied(what: &str) -> types::LockError {
-        types::LockError {
-            code: types::ErrorCode::Denied,
-            message: format!("the host does not permit this guest {what}"),
-            temporary: false,
-        }
-    }
-
-    /// Returns the name in the store of the guest's lock `name`.
-    fn full_name(&self, name: &str) -> Result<Name, InvalidName> {
-        Name::new(name)?;
-        Name::new(&format!("{}{name}", self.policy.prefix))
-    }
-
     /// Converts the end of an operation for the guest.
     fn converted<T>(&self, end: Result<T, Error>) -> Result<T, types::LockError> {
         end.map_err(|err| self.error(err))
     }
 
     fn error(&self, err: Error) -> types::LockError {
-        let is_of_store = matches!(err, Error::Storage(_));
-        let mut error = types::LockError::from(err);
-        if is_of_store && !self.policy.store_errors {
-            "the store has failed".clone_into(&mut error.message);
-        }
-        error
+        self.policy.error(err)
     }
 
     /// Begins an acquire request: returns the part of the grants that it will take.
     fn begin(&self) -> Result<Counted, types::LockError> {
-        let counted = Counted::new(&self.grants, self.policy.grants);
-        counted.ok_or_else(|| Self::denied(&format!("more than {} locks", self.policy.grants)))
+        self.policy.one_more_grant(&self.grants)
     }
 
     fn make(
@@ -323,10 +274,10 @@ impl wit::HostLock for LocksView<'_> {
         ttl: Option<u64>,
     ) -> Result<Result<Resource<Lock>, types::LockError>> {
         let made = || {
-            let name = self.locks.full_name(&name)?;
+            let name = self.locks.policy.full_name(&name)?;
             let ttl = Ttl::try_from(duration(ttl))?;
             if !self.locks.policy.permits(ttl) {
-                return Ok(Err(Locks::denied("a lease of this length")));
+                return Ok(Err(denied("a lease of this length")));
             }
             let (store, host) = (Arc::clone(&self.locks.store), self.locks.host.clone());
             Ok(Ok(polled::Lock::new(store, host, name.as_str(), ttl)?))
@@ -343,17 +294,10 @@ impl wit::HostLock for LocksView<'_> {
         serialized: String,
         now: u64,
     ) -> Result<Result<Resource<Lock>, types::LockError>> {
-        let serialized = match serialized.parse::<SerializedLock>() {
+        let serialized = match self.locks.policy.restorable(&serialized) {
             Ok(serialized) => serialized,
-            Err(err) => return Ok(Err(Error::from(err).into())),
+            Err(err) => return Ok(Err(err)),
         };
-        let policy = &self.locks.policy;
-        if !policy.transfer || !serialized.name().as_str().starts_with(&policy.prefix) {
-            return Ok(Err(Locks::denied("this serialized lock")));
-        }
-        if !policy.permits(serialized.ttl()) {
-            return Ok(Err(Locks::denied("a lease of this length")));
-        }
         let (store, host) = (Arc::clone(&self.locks.store), self.locks.host.clone());
         let wall = Duration::from_nanos(now);
         let lock = polled::Lock::restored(store, host, &serialized, wall);
@@ -435,7 +379,7 @@ impl wit::HostLock for LocksView<'_> {
             only => only.flatten(),
         };
         if !self.locks.policy.force_release {
-            return Ok(Err(Locks::denied("to force-release a lock")));
+            return Ok(Err(denied("to force-release a lock")));
         }
         let released = self.locks.lock(&lock)?.force_release(only);
         Ok(self.locks.converted(released))
@@ -454,7 +398,7 @@ impl wit::HostLock for LocksView<'_> {
         let lock = self.locks.lock(&lock)?;
         let ttl = match Ttl::try_from(duration(ttl)) {
             Ok(ttl) if self.locks.policy.permits(ttl) => ttl,
-            Ok(_) => return Ok(Err(Locks::denied("a lease of this length"))),
+            Ok(_) => return Ok(Err(denied("a lease of this length"))),
             Err(err) => return Ok(Err(Error::from(err).into())),
         };
         Ok(self.locks.converted(lock.extend(ttl)))
@@ -483,16 +427,16 @@ impl wit::HostLock for LocksView<'_> {
     }
 
     fn is_locked(&mut self, lock: Resource<Lock>) -> Result<Result<bool, types::LockError>> {
-        if !self.locks.policy.inspect {
-            return Ok(Err(Locks::denied("to ask for holders")));
+        if let Err(denied) = self.locks.policy.check_inspect() {
+            return Ok(Err(denied));
         }
         let answer = self.locks.lock(&lock)?.is_locked();
         Ok(self.locks.converted(answer))
     }
 
     fn is_held(&mut self, lock: Resource<Lock>) -> Result<Result<bool, types::LockError>> {
-        if !self.locks.policy.inspect {
-            return Ok(Err(Locks::denied("to ask for holders")));
+        if let Err(denied) = self.locks.policy.check_inspect() {
+            return Ok(Err(denied));
         }
         let answer = self.locks.lock(&lock)?.is_held();
         Ok(self.locks.converted(answer))
@@ -502,8 +446,8 @@ impl wit::HostLock for LocksView<'_> {
         &mut self,
         lock: Resource<Lock>,
     ) -> Result<Result<Vec<types::Holder>, types::LockError>> {
-        if !self.locks.policy.inspect {
-            return Ok(Err(Locks::denied("to ask for holders")));
+        if let Err(denied) = self.locks.policy.check_inspect() {
+            return Ok(Err(denied));
         }
         let holders = self.locks.lock(&lock)?.holders();
         let holders = holders.map(|holders| holders.into_iter().map(convert::holder).collect());
@@ -512,7 +456,7 @@ impl wit::HostLock for LocksView<'_> {
 
     fn detach(&mut self, lock: Resource<Lock>) -> Result<Result<(), types::LockError>> {
         if !self.locks.policy.transfer {
-            return Ok(Err(Locks::denied("to detach a lock")));
+            return Ok(Err(denied("to detach a lock")));
         }
         let detached = self.locks.lock(&lock)?.detach();
         Ok(self.locks.converted(detached))
@@ -524,7 +468,7 @@ impl wit::HostLock for LocksView<'_> {
         now: u64,
     ) -> Result<Result<String, types::LockError>> {
         if !self.locks.policy.transfer {
-            return Ok(Err(Locks::denied("to serialize a lock")));
+            return Ok(Err(denied("to serialize a lock")));
         }
         let text = self.locks.lock(&lock)?.serialize(Duration::from_nanos(now));
         Ok(self.locks.converted(text.map(|text| text.to_string())))
@@ -536,9 +480,8 @@ impl wit::HostLock for LocksView<'_> {
     }
 
     fn name(&mut self, lock: Resource<Lock>) -> Result<String> {
-        let name = self.locks.lock(&lock)?.name().as_str();
-        let own = name.strip_prefix(&self.locks.policy.prefix);
-        Ok(own.unwrap_or(name).to_owned())
+        let lock = self.locks.lock(&lock)?;
+        Ok(self.locks.policy.own_name(lock.name()))
     }
 
     fn ttl(&mut self, lock: Resource<Lock>) -> Result<Option<u64>> {

@@ -1,8 +1,12 @@
 //! The permissions and limits of a guest that uses the locks of its host.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use verrou::Ttl;
+use verrou::{Error, InvalidName, Name, SerializedLock, Ttl};
+
+use crate::bindings::blocking::verrou::lock::types;
 
 /// The permissions and limits of a guest that uses the locks of its host.
 ///
@@ -40,7 +44,7 @@ pub struct GuestPolicy {
     pub grants: usize,
     /// How many handles of locks, attempts and renewals the guest may have at a time.
     pub handles: usize,
-    /// How many places in wait queues the guest may have at a time.
+    /// How many places in wait queues the guest may have at a time; in WASI 0.3, how many of its calls may wait.
     pub waits: usize,
     /// Whether the guest sees the messages of the store's errors, which may contain paths, addresses and names of other
     /// guests. Otherwise the message says only that the store has failed.
@@ -70,5 +74,102 @@ impl GuestPolicy {
             return true;
         };
         ttl.duration().is_some_and(|ttl| ttl <= longest)
+    }
+
+    /// Returns the name in the store of the guest's lock `name`.
+    pub(crate) fn full_name(&self, name: &str) -> Result<Name, InvalidName> {
+        Name::new(name)?;
+        Name::new(&format!("{}{name}", self.prefix))
+    }
+
+    /// Returns the guest's name of the lock `name` of the store.
+    pub(crate) fn own_name(&self, name: &Name) -> String {
+        let name = name.as_str();
+        name.strip_prefix(&self.prefix).unwrap_or(name).to_owned()
+    }
+
+    /// Returns the serialized lock of `text`, which the guest may restore.
+    pub(crate) fn restorable(&self, text: &str) -> Result<SerializedLock, types::LockError> {
+        let serialized: SerializedLock = text.parse().map_err(Error::from)?;
+        if !self.transfer || !serialized.name().as_str().starts_with(&self.prefix) {
+            return Err(denied("this serialized lock"));
+        }
+        self.check_ttl(serialized.ttl())?;
+        Ok(serialized)
+    }
+
+    /// Fails if a lease of `ttl` is not permitted.
+    pub(crate) fn check_ttl(&self, ttl: Ttl) -> Result<(), types::LockError> {
+        if self.permits(ttl) {
+            return Ok(());
+        }
+        Err(denied("a lease of this length"))
+    }
+
+    /// Fails if the guest may not ask for holders.
+    pub(crate) fn check_inspect(&self) -> Result<(), types::LockError> {
+        if self.inspect {
+            return Ok(());
+        }
+        Err(denied("to ask for holders"))
+    }
+
+    /// Converts an error of an operation for the guest.
+    pub(crate) fn error(&self, err: Error) -> types::LockError {
+        let is_of_store = matches!(err, Error::Storage(_));
+        let mut error = types::LockError::from(err);
+        if is_of_store && !self.store_errors {
+            "the store has failed".clone_into(&mut error.message);
+        }
+        error
+    }
+
+    /// Returns one more of the guest's grants, of which there are `count`.
+    pub(crate) fn one_more_grant(
+        &self,
+        count: &Arc<AtomicUsize>,
+    ) -> Result<Counted, types::LockError> {
+        Counted::new(count, self.grants)
+            .ok_or_else(|| denied(&format!("more than {} locks", self.grants)))
+    }
+
+    /// Returns the error for a guest with too many handles.
+    pub(crate) fn too_many_handles(&self) -> types::LockError {
+        types::LockError {
+            code: types::ErrorCode::TooManyHandles,
+            message: format!(
+                "{} locks, attempts and renewals are alive: drop some",
+                self.handles
+            ),
+            temporary: true,
+        }
+    }
+}
+
+/// Returns the error for what a policy does not permit.
+pub(crate) fn denied(what: &str) -> types::LockError {
+    types::LockError {
+        code: types::ErrorCode::Denied,
+        message: format!("the host does not permit this guest {what}"),
+        temporary: false,
+    }
+}
+
+/// One of a limited number of things, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    /// Returns one more; `None` if there are `most` already.
+    pub(crate) fn new(count: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let more = |count: usize| (count < most).then_some(count + 1);
+        let counted = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        counted.is_ok().then(|| Self(Arc::clone(count)))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
