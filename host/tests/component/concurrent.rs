@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::future::{self, Future, poll_fn};
 use std::path::Path;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::channel::oneshot;
 use futures::future::{join, join_all};
@@ -137,6 +137,50 @@ fn release_in_another_store_wakes_the_component() {
         scope.spawn(|| held.release().expect("its own"));
         block_on(acquired).expect("a free lock");
     });
+}
+
+/// Three native waiters take turns; a component beside them gets its share.
+#[test]
+fn component_gets_its_share_beside_native_waiters() {
+    const LENGTH: Duration = Duration::from_secs(3);
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let grants = [const { AtomicU32::new(0) }; 3];
+    let is_over = AtomicBool::new(false);
+    let instance = block_on(runner().instance(lease_files(directory.path()), Brief));
+    let instance = instance.expect("an instance");
+    let ttl = Some(Duration::from_secs(30));
+    let lock = block_on(instance.create_lock("lock", ttl)).expect("a lock");
+    let of_component = thread::scope(|scope| {
+        for count in &grants {
+            scope.spawn(|| {
+                let native = blocking::LockFactory::new(lease_files(directory.path()), System);
+                let lock = native.create_lock("lock", "30s").expect("a lock");
+                while !is_over.load(Ordering::Relaxed) {
+                    lock.acquire().expect("a grant");
+                    thread::sleep(Duration::from_millis(5));
+                    lock.release().expect("its own");
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let (began, mut count) = (Instant::now(), 0);
+        while began.elapsed() < LENGTH {
+            block_on(instance.acquire(lock, &HOURLY)).expect("a grant");
+            thread::sleep(Duration::from_millis(5));
+            block_on(instance.release(lock)).expect("its own");
+            count += 1;
+        }
+        is_over.store(true, Ordering::Relaxed);
+        count
+    });
+    let natives = grants.map(AtomicU32::into_inner);
+    let fair = natives.iter().sum::<u32>() / 3;
+    println!("the component had {of_component} grants, the native waiters {natives:?}");
+    assert!(
+        of_component * 10 >= fair * 7,
+        "{of_component} beside {natives:?}"
+    );
 }
 
 /// Many calls wait in one instance at a time, for locks of their own and for the same one.
