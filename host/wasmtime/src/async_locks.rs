@@ -86,7 +86,7 @@ pub struct AsyncLocks {
     shared: Shared,
 }
 
-/// What all locks of a guest share.
+/// The state that all locks of a guest share.
 #[derive(Clone)]
 struct Shared {
     store: SharedStore,
