@@ -508,7 +508,10 @@ test('a waiting child that is killed is replaced', options, async (t) => {
   const [holder, owner] = [newOwner(), newOwner()]
   await other.save('x', holder, HOUR)
   const [steps] = await servers()
-  const failed = store.wait('x', HOUR, undefined, owner)
+  // A wait may end without a reason.
+  const failed = (async () => {
+    for (;;) await store.wait('x', HOUR, undefined, owner)
+  })()
   await eventually(async () => (await servers()).length === 2)
   const waiting = (await servers()).find((pid) => pid !== steps)
   const rejected = assert.rejects(failed, { temporary: true })

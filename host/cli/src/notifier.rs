@@ -41,7 +41,8 @@ impl<'scope, 'env> Notifier<'scope, 'env> {
     }
 
     /// Adds `claim` to the wait queue, and calls `notify` when it may be granted, and then again after each attempt that
-    /// was refused. Returns false if the store has no wait queue. A claim that waits already is not added again.
+    /// was refused. Returns false if the store has no wait queue. A claim that is in the queue goes on waiting, as after
+    /// an attempt.
     pub(crate) fn add(
         &mut self,
         claim: &Claim,
@@ -49,6 +50,7 @@ impl<'scope, 'env> Notifier<'scope, 'env> {
     ) -> io::Result<bool> {
         let key = (claim.name.clone(), claim.owner);
         if self.waits.contains_key(&key) {
+            self.attempted(claim, false);
             return Ok(true);
         }
         let Some(waiter) = self.store.async_waiter(claim) else {

@@ -101,7 +101,10 @@ export class CommandStore {
   async #save(key, owner, wanted) {
     const server = this.#usableServer()
     const { granted } = await server.ask('acquire', wanted)
-    if (granted === undefined) return false
+    if (granted === undefined) {
+      server.tickets.get(ownerKey(key, owner))?.refused()
+      return false
+    }
     server.removeTicket(ownerKey(key, owner))
     server.leases.set(key, owner)
     this.#granted?.set(key, owner)
@@ -294,9 +297,7 @@ export class CommandStore {
   /** Waits in the queue for `key`, with the ticket of `owner`, which is taken by the first wait. */
   #queue(key, owner, end, fail) {
     const server = this.#usableServer()
-    const ticket = ownerKey(key, owner)
-    const taken = server.tickets.get(ticket) ?? server.takeTicket(ticket, claim(key, owner, null))
-    return taken.wait(end, fail)
+    return server.queuedTicket(ownerKey(key, owner), claim(key, owner, null)).wait(end, fail)
   }
 
   /** Looks whether `key` is free until it is. */
@@ -461,19 +462,25 @@ class ServeProcess {
     if (this.leases.get(key) === owner) this.leases.delete(key)
   }
 
-  /** Takes a ticket in the wait queue. */
-  takeTicket(key, claim) {
-    const number = ++this.#lastNumber
-    const ticket = new Ticket(number)
-    this.tickets.set(key, ticket)
-    this.#numbered.set(number, ticket)
+  /** Returns the ticket of `claim`, which will be notified: takes it, or lets it wait on. */
+  queuedTicket(key, claim) {
+    const ticket = this.tickets.get(key) ?? this.#newTicket(key)
+    if (!ticket.needsRequest) return ticket
+    ticket.requested()
     const failed = (error) => {
       if (this.tickets.get(key) === ticket) this.removeTicket(key)
       ticket.fail(error)
     }
-    this.ask('notify', { ...claim, id: number }).then(({ queued }) => {
+    this.ask('notify', { ...claim, id: ticket.number }).then(({ queued }) => {
       if (!queued) failed(new CommandStoreError('this store has no wait queue'))
     }, failed)
+    return ticket
+  }
+
+  #newTicket(key) {
+    const ticket = new Ticket(++this.#lastNumber)
+    this.tickets.set(key, ticket)
+    this.#numbered.set(ticket.number, ticket)
     return ticket
   }
 
@@ -617,6 +624,9 @@ class ServeProcess {
 
 /** A ticket in a wait queue, which is notified when its owner may acquire the lock. */
 class Ticket {
+  /** Whether the child will notify it. */
+  #isAwaited = false
+  /** Whether it was notified since its last wait. */
   #isDue = false
   #waits = new Set()
 
@@ -624,8 +634,23 @@ class Ticket {
     this.number = number
   }
 
+  /** Whether it is notified again only after a request. */
+  get needsRequest() {
+    return !this.#isAwaited && !this.#isDue
+  }
+
+  requested() {
+    this.#isAwaited = true
+  }
+
+  /** Records that its owner was refused: the child waits on. A notification that came before may be for a later release. */
+  refused() {
+    this.#isAwaited = true
+  }
+
   /** Ends the waits, or else the next one. */
   notify() {
+    this.#isAwaited = false
     this.#isDue = this.#waits.size === 0
     for (const { end } of [...this.#waits]) end()
   }
