@@ -322,9 +322,9 @@ test('invalid input is refused with its own error code', async () => {
   for (const nothing of [undefined, null, 1, 'memory']) {
     assert.throws(() => new LockFactory(nothing), coded('E_INVALID_STORE'))
   }
-  assert.throws(() => new Verrou({ default: 'b', stores: { a: memoryStore() } }), coded('E_UNKNOWN_STORE'))
-  assert.throws(() => new Verrou({ stores: { a: memoryStore() } }).use('toString'), coded('E_UNKNOWN_STORE'))
-  assert.throws(() => new Verrou({ stores: { a: memoryStore() } }).createLock('one'), coded('E_UNKNOWN_STORE'))
+  assert.throws(() => new Verrou({ default: 'b', stores: { a: memoryStore() } }), coded('E_INVALID_STORE'))
+  assert.throws(() => new Verrou({ stores: { a: memoryStore() } }).use('toString'), coded('E_INVALID_STORE'))
+  assert.throws(() => new Verrou({ stores: { a: memoryStore() } }).createLock('one'), coded('E_INVALID_STORE'))
   assert.throws(() => new Verrou(), coded('E_INVALID_STORE'))
   assert.equal(await lock.isLocked(), false)
 })

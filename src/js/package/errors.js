@@ -49,7 +49,6 @@ export const errors = Object.freeze(
       'E_LOCK_PANICKED',
       'E_LOCK_STORAGE_ERROR',
       'E_LOCK_TIMEOUT',
-      'E_UNKNOWN_STORE',
     ].map((code) => [code, define(code)])
   )
 )

@@ -242,12 +242,12 @@ export interface VerrouConfig<Names extends string = string> extends LockFactory
 
 /** The locks of several stores, one of which is the default. */
 export class Verrou<Names extends string = string> {
-  /** @throws `E_UNKNOWN_STORE`, `E_INVALID_STORE`. */
+  /** @throws `E_INVALID_STORE`. */
   constructor(config: VerrouConfig<Names>)
   /**
    * Returns the factory of the store called `name`, or of the default store: the same at each call.
    *
-   * @throws `E_UNKNOWN_STORE`; `E_INVALID_STORE`.
+   * @throws `E_INVALID_STORE`.
    */
   use(name?: Names): LockFactory
   /** Calls `createLock` of the default store. */
@@ -392,7 +392,6 @@ export type ErrorCode =
   | 'E_LOCK_PANICKED'
   | 'E_LOCK_STORAGE_ERROR'
   | 'E_LOCK_TIMEOUT'
-  | 'E_UNKNOWN_STORE'
 
 /** The base class of all errors of this package. */
 export class LockError<Code extends ErrorCode = ErrorCode> extends Error {
@@ -422,6 +421,6 @@ export interface LockErrorClass<Code extends ErrorCode> {
  * - `E_LOCK_PANICKED`: internal error, please report it; the module must be reloaded.
  * - `E_INVALID_ARGUMENT`: an argument has the wrong type, or an option is unknown; the message says which.
  * - `E_INVALID_NAME`, `E_INVALID_RETRY`, `E_INVALID_SERIALIZED_LOCK`, `E_INVALID_STORE`,
- *   `E_INVALID_TTL`, `E_UNKNOWN_STORE`: the message says what is wrong.
+ *   `E_INVALID_TTL`: the message says what is wrong.
  */
 export const errors: { readonly [Code in ErrorCode]: LockErrorClass<Code> }

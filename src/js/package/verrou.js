@@ -418,7 +418,7 @@ export class Verrou {
     const { stores } = this.#config
     if (typeof name === 'string' && Object.hasOwn(stores, name)) return
     const names = Object.keys(stores).join(', ')
-    throw new errors.E_UNKNOWN_STORE(`no store is called ${described(name)}; the stores are: ${names}`)
+    throw new errors.E_INVALID_STORE(`no store is called ${described(name)}; the stores are: ${names}`)
   }
 
   createLock(name, ttl) {
