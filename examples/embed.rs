@@ -1,6 +1,5 @@
 //! The lock component in a Rust program, with a store of that program.
 //!
-//! `cargo xtask component`, then
 //! `cargo run --package verrou-host --features wasmtime --example embed`
 
 use std::collections::HashMap;
@@ -114,7 +113,7 @@ impl Store for MapStore {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let store = Arc::new(MapStore::default());
-    let runner = Runner::load("target/component/verrou.wasm", &Limits::default())?;
+    let runner = Runner::bundled(&Limits::default())?;
 
     // An instance for each thread, all of them with this store.
     let mut first = runner.instance(Arc::clone(&store), System)?;

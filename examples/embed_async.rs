@@ -1,6 +1,5 @@
 //! The lock component of WASI 0.3 in a Rust program on tokio: several tasks wait in one instance.
 //!
-//! `cargo xtask component`, then
 //! `cargo run --package verrou-host --features tokio,wasmtime --example embed_async`
 
 use std::time::Duration;
@@ -12,8 +11,7 @@ use verrou_host::{System, Tokio};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let component = "target/component/verrou-async.wasm";
-    let runner = ConcurrentRunner::load(component, &Limits::default())?;
+    let runner = ConcurrentRunner::bundled(&Limits::default())?;
     // Any `AsyncStore` is a store of the component, such as one on a server.
     let instance = runner.instance(MemoryStore::new(System), Tokio).await?;
     let ttl = Some(Duration::from_secs(2));

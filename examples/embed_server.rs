@@ -1,7 +1,6 @@
 //! The lock component in a Rust program, with a server as its store: it shares its locks with all clients
 //! of that server, in any language.
 //!
-//! `cargo xtask component`, then
 //! `cargo run --package verrou-host --features wasmtime,redis --example embed_server -- redis://HOST`
 
 use std::env;
@@ -17,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .nth(1)
         .ok_or("name a store, such as redis://HOST")?;
     let store = Arc::new(AnyStore::open(&url.parse()?, &StoreOptions::default())?);
-    let runner = Runner::load("target/component/verrou.wasm", &Limits::default())?;
+    let runner = Runner::bundled(&Limits::default())?;
 
     let mut component = runner.instance(Arc::clone(&store), System)?;
     let lock = component.create_lock("my-resource", Some(Duration::from_secs(10)))?;

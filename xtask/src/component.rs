@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use wasm_encoder::RawSection;
@@ -14,7 +14,7 @@ use wit_parser::WorldKey;
 use xshell::{Shell, cmd};
 
 use crate::wasm::Toolchain;
-use crate::{javascript, project};
+use crate::{NotHere, javascript, project};
 
 /// Returns the directory of the built components.
 pub(crate) fn directory() -> PathBuf {
@@ -40,6 +40,44 @@ pub(crate) fn build(shell: &Shell) -> Result<Vec<PathBuf>> {
         Ok(component)
     };
     COMPONENTS.into_iter().map(build).collect()
+}
+
+/// The sources of the crate that embedders get the components from.
+const BUNDLE: &str = "host/component/src";
+
+/// The file there that names the compiler.
+const COMPILER: &str = "compiler.txt";
+
+/// Builds the lock components, and writes them into the crate `verrou-component`.
+pub(crate) fn bundle(shell: &Shell) -> Result<()> {
+    let bundle = project().join(BUNDLE);
+    for component in build(shell)? {
+        shell.copy_file(component, &bundle)?;
+    }
+    let compiler = Toolchain::find(shell)?.compiler(shell)?;
+    shell.write_file(bundle.join(COMPILER), format!("{compiler}\n"))?;
+    Ok(())
+}
+
+/// Checks that the components in the crate `verrou-component` are those that [`build`] has built.
+pub(crate) fn check_bundle(shell: &Shell) -> Result<()> {
+    let bundle = project().join(BUNDLE);
+    let compiler = Toolchain::find(shell)?.compiler(shell)?;
+    let bundled_by = shell.read_file(bundle.join(COMPILER))?;
+    if compiler != bundled_by.trim() {
+        let why = format!(
+            "built by {}; this machine has {compiler}",
+            bundled_by.trim()
+        );
+        return Err(NotHere(why).into());
+    }
+    for (file, _) in COMPONENTS {
+        ensure!(
+            fs::read(bundle.join(file))? == fs::read(directory().join(file))?,
+            "{BUNDLE}/{file} is not the component of these sources: run `cargo xtask component --bundle`"
+        );
+    }
+    Ok(())
 }
 
 /// Removes the core that [`build`] built, but not the libraries.

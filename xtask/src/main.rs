@@ -42,6 +42,8 @@ usage: cargo xtask test | bench | torture OPTIONS | component [DIRECTORY] | comp
   torture [--for 10m] [--seed N] [--only PART]
                test the locks in files under faults, kills, corruption and hostile users; --list lists the parts
   component    build target/component/{verrou,verrou-async,provider-filesystem}.wasm, and print their imports and exports
+  component --bundle
+               write the two lock components into the crate verrou-component, too
   component DIRECTORY
                the same for the component in DIRECTORY, such as examples/cron-job
   compose [--store STORE.wasm] [--into APPLICATION.wasm] --output COMPOSED.wasm
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
             ["component"] => component::build(&shell)
                 .and_then(|_| guest::build(&shell, guest::PROVIDER))
                 .map(|_| ExitCode::SUCCESS),
+            ["component", "--bundle"] => component::bundle(&shell).map(|()| ExitCode::SUCCESS),
             ["component", directory] => guest::build(&shell, directory).map(|_| ExitCode::SUCCESS),
             ["compose", ref arguments @ ..] => {
                 compose::compose(&shell, arguments).map(|()| ExitCode::SUCCESS)
@@ -146,6 +149,9 @@ fn test(shell: &Shell) -> ExitCode {
     report.join(browser);
     let has_components = report.join(components);
     if has_components {
+        report.step("the components of verrou-component", || {
+            component::check_bundle(shell)
+        });
         tests(shell, &mut report, &programs);
     } else {
         tests_without_component(shell, &mut report);

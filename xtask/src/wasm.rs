@@ -48,6 +48,16 @@ impl Toolchain {
         }
     }
 
+    /// Returns the toolchain's name and the version of its compiler.
+    pub(crate) fn compiler(&self, shell: &Shell) -> Result<String> {
+        let compiler = match self {
+            Self::Rustup => "rustc",
+            Self::Debian { .. } => "/usr/bin/rustc",
+        };
+        let version = cmd!(shell, "{compiler} --version").quiet().read()?;
+        Ok(format!("{} {version}", self.name()))
+    }
+
     /// Returns the directory of the toolchain's builds: two compilers must not share one.
     fn directory(&self) -> PathBuf {
         let compiler = match self {

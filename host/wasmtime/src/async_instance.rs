@@ -51,6 +51,15 @@ pub struct AsyncRunner<S: 'static, H: 'static> {
 }
 
 impl<S: AsyncStore + 'static, H: AsyncHost + 'static> AsyncRunner<S, H> {
+    /// Loads the lock component that comes with this crate.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error when the engine for `limits` cannot be created; see [`Limits::engine`].
+    pub fn bundled(limits: &Limits) -> Result<Self> {
+        Self::new(verrou_component::POLLED, limits)
+    }
+
     /// Loads the component in the file at `path`, as `cargo xtask component` makes it.
     ///
     /// # Errors

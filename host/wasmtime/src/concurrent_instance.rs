@@ -50,8 +50,7 @@ type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 ///     store: impl AsyncStore + 'static,
 ///     host: impl AsyncHost + 'static,
 /// ) -> Result<(), Box<dyn std::error::Error>> {
-///     let component = "target/component/verrou-async.wasm";
-///     let runner = ConcurrentRunner::load(component, &Limits::default())?;
+///     let runner = ConcurrentRunner::bundled(&Limits::default())?;
 ///     let instance = runner.instance(store, host).await?;
 ///     let lock = instance.create_lock("my-resource", Some(Duration::from_secs(2))).await?;
 ///     let fence = instance.acquire(lock, &Retry::default()).await?;
@@ -67,6 +66,15 @@ pub struct ConcurrentRunner<S: 'static, H: 'static> {
 }
 
 impl<S: AsyncStore + 'static, H: AsyncHost + 'static> ConcurrentRunner<S, H> {
+    /// Loads the lock component that comes with this crate.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error when the engine for `limits` cannot be created; see [`Limits::engine`].
+    pub fn bundled(limits: &Limits) -> Result<Self> {
+        Self::new(verrou_component::ASYNC, limits)
+    }
+
     /// Loads the component in the file at `path`: the `verrou-async.wasm` of `cargo xtask component`.
     ///
     /// # Errors

@@ -37,6 +37,15 @@ pub struct Runner<S: 'static, H: 'static> {
 }
 
 impl<S: Store + 'static, H: Host + 'static> Runner<S, H> {
+    /// Loads the lock component that comes with this crate.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error when the engine for `limits` cannot be created; see [`Limits::engine`].
+    pub fn bundled(limits: &Limits) -> Result<Self> {
+        Self::new(verrou_component::POLLED, limits)
+    }
+
     /// Loads the component in the file at `path`, as `cargo xtask component` makes it.
     ///
     /// # Errors
