@@ -1,4 +1,4 @@
-//! A guest of WASI 0.3, the component `examples/async-job`, with the locks of its host.
+//! A guest of WASI 0.3, the component `examples/async-job`, with the locks of its host, and composed with the lock component.
 //!
 //! `cargo xtask component examples/async-job` builds it.
 #![cfg(all(feature = "tokio", feature = "wasmtime", target_os = "linux"))]
@@ -7,6 +7,7 @@
 mod sleepless;
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use verrou_host::component::bindings::blocking::verrou::lock::types::ErrorCode;
 use verrou_host::component::locks::GuestPolicy;
 use verrou_host::component::wasmtime::component::{Component, Instance, Linker};
 use verrou_host::component::wasmtime::{self, Config, Engine};
+use verrou_host::component::{ConcurrentState, add_store_to_linker};
 use verrou_host::{LeaseFileStore, StoreOptions, System, Tokio};
 
 use sleepless::Sleepless;
@@ -31,14 +33,13 @@ struct Guest {
 }
 
 /// A job, and the memory of its component.
-struct Job {
-    wasm: wasmtime::Store<Guest>,
+struct Job<T: Send + 'static> {
+    wasm: wasmtime::Store<T>,
     instance: Instance,
 }
 
-static COMPONENT: LazyLock<Component> = LazyLock::new(|| {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/component/async-job.wasm");
-    let bytes = std::fs::read(&path).unwrap_or_else(|err| {
+fn load(path: &Path) -> Component {
+    let bytes = std::fs::read(path).unwrap_or_else(|err| {
         let path = path.display();
         panic!("{path}: {err}: build it with `cargo xtask component examples/async-job`")
     });
@@ -46,9 +47,33 @@ static COMPONENT: LazyLock<Component> = LazyLock::new(|| {
     config.wasm_component_model_async(true);
     let engine = Engine::new(&config).expect("an engine");
     Component::new(&engine, bytes).expect("a component")
+}
+
+fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the project")
+}
+
+const JOB: &str = "target/component/async-job.wasm";
+
+static COMPONENT: LazyLock<Component> = LazyLock::new(|| load(&project().join(JOB)));
+
+/// The job, composed with the lock component.
+static COMPOSED: LazyLock<Component> = LazyLock::new(|| {
+    let directory = tempfile::tempdir().expect("a directory");
+    let composed = directory.path().join("composed.wasm");
+    let mut compose = Command::new(env!("CARGO"));
+    let arguments = ["xtask", "compose", "--into", JOB, "--output"];
+    compose.current_dir(project()).args(arguments);
+    let output = compose.arg(&composed).output().expect("cargo");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{message}");
+    load(&composed)
 });
 
-impl Job {
+impl Job<Guest> {
+    /// Makes a job with the locks of this program.
     async fn new(locks: AsyncLocks) -> Self {
         let mut linker = Linker::<Guest>::new(COMPONENT.engine());
         add_to_linker(&mut linker, |guest| &mut guest.locks).expect("a new linker");
@@ -63,8 +88,23 @@ impl Job {
                 })
             })
             .expect("a new linker");
-        let mut wasm = wasmtime::Store::new(COMPONENT.engine(), Guest { locks });
-        let instance = linker.instantiate_async(&mut wasm, &COMPONENT).await;
+        Self::of(&COMPONENT, &linker, Guest { locks }).await
+    }
+}
+
+impl<S: AsyncStore + 'static> Job<ConcurrentState<S, Tokio>> {
+    /// Makes a job that is composed with the lock component, over a store of this program.
+    async fn composed(store: S) -> Self {
+        let mut linker = Linker::new(COMPOSED.engine());
+        add_store_to_linker(&mut linker, |state| state).expect("a new linker");
+        Self::of(&COMPOSED, &linker, ConcurrentState::new(store, Tokio)).await
+    }
+}
+
+impl<T: Send + 'static> Job<T> {
+    async fn of(component: &Component, linker: &Linker<T>, state: T) -> Self {
+        let mut wasm = wasmtime::Store::new(component.engine(), state);
+        let instance = linker.instantiate_async(&mut wasm, component).await;
         Self {
             instance: instance.expect("an instance"),
             wasm,
@@ -134,13 +174,11 @@ fn release_wakes_a_waiting_job() {
 /// A wait that the guest drops leaves the queue: a ticket that was left behind would reserve the lock for its owner.
 #[test]
 fn wait_that_the_guest_drops_leaves_the_queue() {
-    in_runtime(async {
-        let directory = tempfile::tempdir().expect("a directory");
-        let natively = LockFactory::new(lease_files(directory.path()), Tokio);
+    async fn leaves<T: Send + 'static>(directory: &Path, mut job: Job<T>) {
+        let natively = LockFactory::new(lease_files(directory), Tokio);
         let [held, other] = [(); 2].map(|()| natively.create_lock("nightly", "none"));
         let (held, other) = (held.expect("a lock"), other.expect("a lock"));
         held.acquire().await.expect("a free lock");
-        let mut job = Job::new(AsyncLocks::new(lease_files(directory.path()), Tokio)).await;
         let impatient = job.run(Duration::ZERO, Duration::from_millis(50)).await;
         assert_eq!(impatient, Ok(None));
         held.release().await.expect("its own");
@@ -148,6 +186,15 @@ fn wait_that_the_guest_drops_leaves_the_queue() {
         other.release().await.expect("its own");
         let patient = job.run(Duration::ZERO, HOUR).await;
         assert!(patient.expect("a job").is_some());
+    }
+
+    in_runtime(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let locks = AsyncLocks::new(lease_files(directory.path()), Tokio);
+        leaves(directory.path(), Job::new(locks).await).await;
+        // In the composition, the lock component's task is cancelled.
+        let composed = Job::composed(lease_files(directory.path())).await;
+        leaves(directory.path(), composed).await;
     });
 }
 
@@ -169,6 +216,12 @@ fn job_that_ends_holds_no_lock() {
         let working = timeout(Duration::from_millis(50), job.run(HOUR, HOUR));
         working.await.expect_err("a job that works for an hour");
         assert_eq!(holders(), 1, "the job is at work");
+        drop(job);
+        assert_eq!(holders(), 0);
+
+        let mut job = Job::composed(Arc::clone(&store)).await;
+        job.crash().await;
+        assert_eq!(holders(), 1, "the job held the lock when it trapped");
         drop(job);
         assert_eq!(holders(), 0);
     });

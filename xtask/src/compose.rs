@@ -14,10 +14,25 @@ use crate::component;
 const USAGE: &str =
     "cargo xtask compose [--store STORE.wasm] [--into APPLICATION.wasm] --output COMPOSED.wasm";
 
-/// The interface that a store exports and the lock component imports.
-const STORE: &str = "verrou:lock/store";
-/// The interface that the lock component exports and an application imports.
-const LOCKS: &str = "verrou:lock/locks";
+/// A lock component: its file and its interfaces.
+struct LockComponent {
+    file: &'static str,
+    /// The interface that a store exports and the lock component imports.
+    store: &'static str,
+    /// The interface that the lock component exports and an application imports.
+    locks: &'static str,
+}
+
+const POLLED: LockComponent = LockComponent {
+    file: "verrou.wasm",
+    store: "verrou:lock/store",
+    locks: "verrou:lock/locks",
+};
+const ASYNC: LockComponent = LockComponent {
+    file: "verrou-async.wasm",
+    store: "verrou:async-lock/store",
+    locks: "verrou:async-lock/locks",
+};
 
 /// Composes the components that `arguments` name, and prints the result's size, imports and exports.
 pub(crate) fn compose(shell: &Shell, arguments: &[&str]) -> Result<()> {
@@ -29,22 +44,44 @@ pub(crate) fn compose(shell: &Shell, arguments: &[&str]) -> Result<()> {
     if store.is_none() && into.is_none() {
         bail!("nothing to compose: give a --store, an application (--into), or both");
     }
-    let locks = component::directory().join("verrou.wasm");
-    if !locks.exists() {
+    let read = |path: &str| Component::read(Path::new(path));
+    let (store, application) = (store.map(read).transpose()?, into.map(read).transpose()?);
+    let locks = LockComponent::of(store.as_ref(), application.as_ref());
+    let file = component::directory().join(locks.file);
+    if !file.exists() {
         component::build(shell)?;
     }
-    let mut composed = Component::read(&locks)?;
+    let mut composed = Component::read(&file)?;
     if let Some(store) = store {
-        composed = Component::read(Path::new(store))?.plug(STORE, &composed)?;
+        composed = store.plug(locks.store, &composed)?;
     }
-    if let Some(application) = into {
-        composed = composed.plug(LOCKS, &Component::read(Path::new(application))?)?;
+    if let Some(application) = application {
+        composed = composed.plug(locks.locks, &application)?;
     }
     let output = Path::new(output);
     fs::write(output, composed.bytes)
         .with_context(|| format!("cannot write {}", output.display()))?;
     println!("{}", component::describe(output)?);
     Ok(())
+}
+
+impl LockComponent {
+    /// Returns the lock component that fits: that of WASI 0.3 for a store or an application of WASI 0.3.
+    fn of(store: Option<&Component>, application: Option<&Component>) -> &'static Self {
+        let has = |component: Option<&Component>, interface: &str| {
+            // If it is no component, the composition reports why.
+            let known = component.and_then(|it| component::interfaces(&it.bytes).ok());
+            known.is_some_and(|(imports, exports)| {
+                let mut names = imports.iter().chain(&exports);
+                names.any(|name| name.split('@').next() == Some(interface))
+            })
+        };
+        if has(store, ASYNC.store) || has(application, ASYNC.locks) {
+            &ASYNC
+        } else {
+            &POLLED
+        }
+    }
 }
 
 struct Arguments<'a> {
@@ -225,13 +262,13 @@ mod tests {
     #[test]
     fn plugged_component_is_no_longer_an_import() {
         let store = component("store.wasm", "export store;", "0.1.0", "string");
-        let composed = store.plug(STORE, &locks()).unwrap();
+        let composed = store.plug(POLLED.store, &locks()).unwrap();
         let (imports, exports) = component::interfaces(&composed.bytes).unwrap();
         assert!(imports.is_empty(), "{imports:?}");
         assert_eq!(exports, ["verrou:lock/locks@0.1.0"]);
 
         let application = component("job.wasm", "import locks;", "0.1.0", "string");
-        let composed = composed.plug(LOCKS, &application).unwrap();
+        let composed = composed.plug(POLLED.locks, &application).unwrap();
         let (imports, exports) = component::interfaces(&composed.bytes).unwrap();
         assert!(imports.is_empty() && exports.is_empty());
     }
@@ -239,14 +276,14 @@ mod tests {
     #[test]
     fn later_compatible_version_fits() {
         let store = component("store.wasm", "export store;", "0.1.7", "string");
-        store.plug(STORE, &locks()).unwrap();
+        store.plug(POLLED.store, &locks()).unwrap();
     }
 
     #[test]
     fn incompatible_version_is_reported() {
         let store = component("store.wasm", "export store;", "0.2.0", "string");
         assert_eq!(
-            refusal(store.plug(STORE, &locks())),
+            refusal(store.plug(POLLED.store, &locks())),
             "locks.wasm imports verrou:lock/store@0.1.0, but store.wasm exports \
              verrou:lock/store@0.2.0: build both from one version of `wit/`"
         );
@@ -255,7 +292,7 @@ mod tests {
     #[test]
     fn incompatible_type_is_reported() {
         let store = component("store.wasm", "export store;", "0.1.0", "u64");
-        let why = refusal(store.plug(STORE, &locks()));
+        let why = refusal(store.plug(POLLED.store, &locks()));
         let start = "the verrou:lock/store@0.1.0 of store.wasm is not the \
                      verrou:lock/store@0.1.0 that locks.wasm imports";
         assert!(why.starts_with(start), "{why}");
@@ -266,18 +303,18 @@ mod tests {
     fn missing_interface_is_reported() {
         let (application, locks) = (component("job.wasm", "", "0.1.0", "string"), locks());
         assert_eq!(
-            refusal(application.plug(STORE, &locks)),
+            refusal(application.plug(POLLED.store, &locks)),
             "job.wasm does not export verrou:lock/store, which locks.wasm needs"
         );
         assert_eq!(
-            refusal(locks.plug(LOCKS, &application)),
+            refusal(locks.plug(POLLED.locks, &application)),
             "job.wasm does not import verrou:lock/locks, which locks.wasm exports"
         );
         let text = Component {
             name: "notes.txt".to_owned(),
             bytes: b"text".to_vec(),
         };
-        let why = refusal(text.plug(STORE, &locks));
+        let why = refusal(text.plug(POLLED.store, &locks));
         assert!(why.starts_with("notes.txt is not a component"), "{why}");
     }
 

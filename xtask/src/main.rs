@@ -47,7 +47,8 @@ usage: cargo xtask test | bench | torture OPTIONS | component [DIRECTORY] | comp
   component DIRECTORY
                the same for the component in DIRECTORY, such as examples/cron-job
   compose [--store STORE.wasm] [--into APPLICATION.wasm] --output COMPOSED.wasm
-               plug a store into verrou.wasm, and verrou.wasm into an application
+               plug a store into verrou.wasm, and verrou.wasm into an application; verrou-async.wasm, if these are
+               for WASI 0.3
   js           build the npm package: target/js
   wit-docs     write wit/README.md and wit/async/README.md, or --check that they are current
   words        check that the text of the project uses none of the constructions in xtask/src/words.rs";

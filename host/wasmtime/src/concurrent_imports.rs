@@ -12,18 +12,48 @@ use futures::future::select;
 use verrou::nonblocking::AsyncHost;
 use verrou::{AsyncStore, Fence};
 use wasmtime::Result;
-use wasmtime::component::{Access, Accessor, AccessorTask, HasData, Resource, ResourceTable};
+use wasmtime::component::{
+    Access, Accessor, AccessorTask, HasData, Linker, Resource, ResourceTable,
+};
 
 use crate::bindings::blocking::verrou::lock::types;
+use crate::bindings::concurrent::LockManager;
 use crate::bindings::concurrent::verrou::async_lock::store as backend;
 use crate::bindings::concurrent::wasi::{clocks0_3_0 as clocks, random0_3_0 as random};
 use crate::convert;
-use crate::engine::{Budget, not_called};
+use crate::engine::{Budget, Limits, not_called};
 use crate::queue_place::{Place, Queues, watch};
 use crate::tracked_store::Tracked;
 
+/// Adds the imports of the lock component of WASI 0.3 to `linker`: the interface `verrou:async-lock/store`, the clock and the
+/// randomness. `view` returns their [`ConcurrentState`] from the state of an instance.
+///
+/// It is for a component that is composed of an application and the lock component, and for a host that drives the lock
+/// component itself; [`ConcurrentRunner`](crate::ConcurrentRunner) does all of that. The engine needs
+/// [`Config::wasm_component_model_async`](wasmtime::Config::wasm_component_model_async).
+///
+/// # Errors
+///
+/// Returns wasmtime's error when `linker` has one of the interfaces already, or its engine does not support concurrency.
+pub fn add_store_to_linker<T, S, H>(
+    linker: &mut Linker<T>,
+    view: fn(&mut T) -> &mut ConcurrentState<S, H>,
+) -> Result<()>
+where
+    T: Send + 'static,
+    S: AsyncStore + 'static,
+    H: AsyncHost + 'static,
+{
+    LockManager::add_to_linker::<T, Imports<S, H>>(linker, view)
+}
+
 /// The state of an instance of `verrou:async-lock`, from which its imports are implemented.
-pub struct ConcurrentState<S, H> {
+///
+/// Dropping it releases the locks of the instance, unless they were detached, serialized or restored: it starts each
+/// release, but cannot await it.
+pub struct ConcurrentState<S: AsyncStore, H> {
+    /// Whether the leases end with this value, and not with an instance that has it.
+    pub(crate) releases: bool,
     pub(crate) store: Arc<Tracked<S>>,
     pub(crate) host: Arc<H>,
     /// The places in the store's wait queue, and the watches for losses.
@@ -32,7 +62,29 @@ pub struct ConcurrentState<S, H> {
     pub(crate) entered: Entered,
 }
 
-impl<S, H> fmt::Debug for ConcurrentState<S, H> {
+impl<S: AsyncStore, H> ConcurrentState<S, H> {
+    /// Creates the state of an instance whose locks are in `store`.
+    pub fn new(store: S, host: H) -> Self {
+        Self {
+            releases: true,
+            store: Arc::new(Tracked::new(store)),
+            host: Arc::new(host),
+            table: ResourceTable::new(),
+            budget: Limits::default().budget(),
+            entered: Entered::now(),
+        }
+    }
+}
+
+impl<S: AsyncStore, H> Drop for ConcurrentState<S, H> {
+    fn drop(&mut self) {
+        if self.releases {
+            self.store.release_all();
+        }
+    }
+}
+
+impl<S: AsyncStore, H> fmt::Debug for ConcurrentState<S, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConcurrentState").finish_non_exhaustive()
     }
@@ -79,7 +131,7 @@ impl Drop for StoreWatch {
 /// Gives the implementations below the state of an instance.
 pub(crate) struct Imports<S, H>(PhantomData<fn() -> (S, H)>);
 
-impl<S: 'static, H: 'static> HasData for Imports<S, H> {
+impl<S: AsyncStore + 'static, H: 'static> HasData for Imports<S, H> {
     type Data<'a> = &'a mut ConcurrentState<S, H>;
 }
 
@@ -89,7 +141,7 @@ type Replied<T> = std::result::Result<T, types::StoreError>;
 /// Returns the store of the component.
 fn store<T, S, H>(accessor: &Accessor<T, Imports<S, H>>) -> Arc<Tracked<S>>
 where
-    S: 'static,
+    S: AsyncStore + 'static,
     H: 'static,
 {
     accessor.with(|mut access| Arc::clone(&access.get().store))
@@ -292,11 +344,11 @@ impl<S: AsyncStore + 'static, H: AsyncHost + 'static> backend::HostLossWatch
     }
 }
 
-impl<S, H> types::Host for ConcurrentState<S, H> {}
+impl<S: AsyncStore, H> types::Host for ConcurrentState<S, H> {}
 
-impl<S, H> clocks::types::Host for ConcurrentState<S, H> {}
+impl<S: AsyncStore, H> clocks::types::Host for ConcurrentState<S, H> {}
 
-impl<S: Send + Sync, H: AsyncHost> clocks::monotonic_clock::Host for ConcurrentState<S, H> {
+impl<S: AsyncStore, H: AsyncHost> clocks::monotonic_clock::Host for ConcurrentState<S, H> {
     fn now(&mut self) -> Result<u64> {
         Ok(convert::nanos(self.host.now().since_start()))
     }
@@ -309,7 +361,7 @@ impl<S: Send + Sync, H: AsyncHost> clocks::monotonic_clock::Host for ConcurrentS
 impl<T, S, H> clocks::monotonic_clock::HostWithStore<T> for Imports<S, H>
 where
     T: 'static,
-    S: 'static,
+    S: AsyncStore + 'static,
     H: AsyncHost + 'static,
 {
     async fn wait_until(_: &Accessor<T, Self>, _: u64) -> Result<()> {
@@ -323,7 +375,7 @@ where
     }
 }
 
-impl<S, H: AsyncHost> random::random::Host for ConcurrentState<S, H> {
+impl<S: AsyncStore, H: AsyncHost> random::random::Host for ConcurrentState<S, H> {
     fn get_random_bytes(&mut self, _: u64) -> Result<Vec<u8>> {
         not_called("get-random-bytes")
     }

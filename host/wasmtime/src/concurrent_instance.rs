@@ -25,7 +25,7 @@ use crate::bindings::concurrent::exports::verrou::async_lock::locks::{
     self as wit, Acquisition, Kept,
 };
 use crate::bindings::concurrent::{LockManager, LockManagerPre};
-use crate::concurrent_imports::{ConcurrentState, Entered, Imports};
+use crate::concurrent_imports::{ConcurrentState, Entered, add_store_to_linker};
 use crate::convert;
 use crate::engine::{Limits, tick};
 use crate::error::ComponentError;
@@ -59,7 +59,7 @@ type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 ///     Ok(())
 /// }
 /// ```
-pub struct ConcurrentRunner<S: 'static, H: 'static> {
+pub struct ConcurrentRunner<S: AsyncStore + 'static, H: 'static> {
     engine: Engine,
     component: LockManagerPre<ConcurrentState<S, H>>,
     limits: Limits,
@@ -111,7 +111,7 @@ impl<S: AsyncStore + 'static, H: AsyncHost + 'static> ConcurrentRunner<S, H> {
         let engine = component.engine().clone();
         tick(&engine)?;
         let mut linker = Linker::new(&engine);
-        LockManager::add_to_linker::<_, Imports<S, H>>(&mut linker, |state| state)?;
+        add_store_to_linker(&mut linker, |state| state)?;
         Ok(Self {
             component: LockManagerPre::new(linker.instantiate_pre(component)?)?,
             engine,
@@ -128,6 +128,7 @@ impl<S: AsyncStore + 'static, H: AsyncHost + 'static> ConcurrentRunner<S, H> {
         let (store, host) = (Arc::new(Tracked::new(store)), Arc::new(host));
         let entered = Entered::now();
         let state = ConcurrentState {
+            releases: false,
             store: Arc::clone(&store),
             host: Arc::clone(&host),
             table: ResourceTable::new(),
@@ -157,7 +158,7 @@ impl<S: AsyncStore + 'static, H: AsyncHost + 'static> ConcurrentRunner<S, H> {
     }
 }
 
-impl<S, H> fmt::Debug for ConcurrentRunner<S, H> {
+impl<S: AsyncStore, H> fmt::Debug for ConcurrentRunner<S, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConcurrentRunner")
             .field("limits", &self.limits)
@@ -166,7 +167,7 @@ impl<S, H> fmt::Debug for ConcurrentRunner<S, H> {
 }
 
 /// A request to the driver of an instance.
-enum Request<S: 'static, H: 'static> {
+enum Request<S: AsyncStore + 'static, H: 'static> {
     /// Start a call of the component.
     Call(Call<S, H>),
     /// Drop a lock of which no call is in progress.
@@ -180,7 +181,7 @@ type Call<S, H> = Box<
 >;
 
 /// A call of the component in progress: a task of the instance, which continues when its caller's future is dropped.
-struct CallTask<S: 'static, H: 'static>(Call<S, H>, Arc<LockManager>);
+struct CallTask<S: AsyncStore + 'static, H: 'static>(Call<S, H>, Arc<LockManager>);
 
 impl<S, H> AccessorTask<ConcurrentState<S, H>> for CallTask<S, H>
 where

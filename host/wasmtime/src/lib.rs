@@ -31,7 +31,7 @@ pub use wasmtime;
 pub use wasmtime_wasi_io;
 
 pub use async_instance::{AsyncInstance, AsyncRunner};
-pub use concurrent_imports::{ConcurrentState, StoreWaiter, StoreWatch};
+pub use concurrent_imports::{ConcurrentState, StoreWaiter, StoreWatch, add_store_to_linker};
 pub use concurrent_instance::{ConcurrentInstance, ConcurrentRunner};
 pub use engine::Limits;
 pub use error::{ComponentError, LockError};
