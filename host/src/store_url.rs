@@ -365,7 +365,7 @@ fn local_urls() -> String {
         let path = if scheme.is_directory { "DIR" } else { "FILE" };
         format!("`{}:{path}`", scheme.name)
     });
-    forms.collect::<Vec<_>>().join(" or ")
+    forms.collect::<Vec<_>>().join(", ")
 }
 
 /// Returns the default store directory: below the state directory of the XDG Base Directory
