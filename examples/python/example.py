@@ -9,11 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from command_store import CommandStore
-from dictionary_store import DictionaryStore
-from sqlite_store import SqliteStore
-from store import StoreError
-from verrou_component import LockError, Locks
+from verrou import CommandStore, DictionaryStore, LockError, Locks, SqliteStore, StoreError
 
 COUNTER = Path("target/counter.txt")
 

@@ -1,9 +1,9 @@
 //! Stores in Python pass the core's suite *through the component*: its locks, in wasmtime's package
 //! for Python, with a dictionary or an `SQLite` file behind them. See
-//! `examples/python/conformance.py`.
+//! `host/python/tests/through_component.py`.
 //!
-//! The environment variable `VERROU_PYTHON` names an interpreter that has that package; `cargo xtask test`
-//! installs one.
+//! The environment variable `VERROU_PYTHON` names an interpreter that has the package of `host/python`; `cargo xtask
+//! test` installs one.
 
 mod foreign;
 
@@ -30,7 +30,7 @@ fn python() -> Command {
     };
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(python);
-    command.arg(package.with_file_name("examples/python/conformance.py"));
+    command.arg(package.join("python/tests/through_component.py"));
     command
 }
 

@@ -35,7 +35,7 @@ use wasm::Toolchain;
 
 const USAGE: &str = "\
 usage: cargo xtask test | bench | torture OPTIONS | component [DIRECTORY] | compose OPTIONS | js
-                 | wit-docs [--check] | words
+                 | python | wit-docs [--check] | words
 
   test         run all checks and tests; NOT RUN marks the steps that need a missing tool
   bench        measure the locks, each beside its peers
@@ -50,6 +50,7 @@ usage: cargo xtask test | bench | torture OPTIONS | component [DIRECTORY] | comp
                plug a store into verrou.wasm, and verrou.wasm into an application; verrou-async.wasm, if these are
                for WASI 0.3
   js           build the npm package: target/js
+  python       build the Python package, with the components inside: target/python
   wit-docs     write wit/README.md and wit/async/README.md, or --check that they are current
   words        check that the text of the project uses none of the constructions in xtask/src/words.rs";
 
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
             ["torture", ref arguments @ ..] => {
                 torture::torture(&shell, arguments).map(|()| ExitCode::SUCCESS)
             }
+            ["python"] => python::build(&shell).map(|()| ExitCode::SUCCESS),
             ["js"] => js::build(&shell).map(|_| ExitCode::SUCCESS),
             ["wit-docs"] => wit_docs::write().map(|()| ExitCode::SUCCESS),
             ["wit-docs", "--check"] => wit_docs::check().map(|()| ExitCode::SUCCESS),

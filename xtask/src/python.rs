@@ -1,32 +1,132 @@
-//! Installs Python packages, and runs the tests in Python that need them.
+//! Builds the Python package, installs packages, and runs the tests in Python.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
 use xshell::{Shell, cmd};
 
 use crate::NotHere;
 use crate::programs::succeeds;
 use crate::{component, compose, guest, project};
 
-/// Runs the tests of `examples/python`, which start the command that is built with the tests.
+/// The components that the package contains: the one with the store as an import, and the one with the store of
+/// `examples/provider-filesystem` inside.
+const COMPONENTS: [&str; 2] = ["verrou.wasm", "locks-over-filesystem.wasm"];
+
+/// Returns the directory of the package's source.
+fn source() -> PathBuf {
+    project().join("host/python")
+}
+
+/// Returns the directory of the built package.
+fn directory() -> PathBuf {
+    project().join("target/python")
+}
+
+fn requirements() -> PathBuf {
+    source().join("requirements.txt")
+}
+
+/// Builds the components and, with their bytes, the package in `target/python`.
+pub(crate) fn build(shell: &Shell) -> Result<()> {
+    component::build(shell)?;
+    guest::build(shell, guest::PROVIDER)?;
+    compose_components(shell)?;
+    build_wheel(shell)?;
+    Ok(())
+}
+
+/// Builds the wheel from the components that are built already, and returns its path.
+fn build_wheel(shell: &Shell) -> Result<PathBuf> {
+    let python = interpreter(shell, "python", &requirements())?;
+    let package = directory().join("package");
+    shell.remove_path(&package)?;
+    shell.create_dir(&package)?;
+    let files = |tree: PathBuf, names: &[&str]| -> Result<()> {
+        for name in names {
+            shell.copy_file(tree.join(name), &package)?;
+        }
+        Ok(())
+    };
+    files(source(), &["pyproject.toml", "README.md"])?;
+    files(project(), &["LICENSE-APACHE", "LICENSE-MIT"])?;
+    let module = package.join("src/verrou");
+    shell.create_dir(&module)?;
+    for path in shell.read_dir(source().join("src/verrou"))? {
+        if path.is_file() {
+            shell.copy_file(path, &module)?;
+        }
+    }
+    for name in COMPONENTS {
+        shell.copy_file(component::directory().join(name), &module)?;
+    }
+    let wheel = directory().join(format!("verrou-{VERSION}-py3-none-any.whl"));
+    shell.remove_path(&wheel)?;
+    let output = directory();
+    // Without the time of its files, the wheel is the same at every build.
+    cmd!(
+        shell,
+        "{python} -m flit_core.wheel {package} --outdir {output}"
+    )
+    .env("SOURCE_DATE_EPOCH", "315532800")
+    .quiet()
+    .ignore_stdout()
+    .run()
+    .context("the wheel cannot be built")?;
+    let size = fs::metadata(&wheel).with_context(|| {
+        format!("host/python/pyproject.toml has another version than Cargo.toml, {VERSION}")
+    })?;
+    println!("{}: {} bytes", wheel.display(), size.len());
+    Ok(wheel)
+}
+
+/// The version of the workspace.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Composes the second of [`COMPONENTS`]; builds its parts if they are missing.
+fn compose_components(shell: &Shell) -> Result<()> {
+    let built = |name| component::directory().join(name).display().to_string();
+    let (provider, output) = (
+        built("provider-filesystem.wasm"),
+        built("locks-over-filesystem.wasm"),
+    );
+    if !Path::new(&provider).exists() {
+        guest::build(shell, guest::PROVIDER)?;
+    }
+    compose::compose(shell, &["--store", &provider, "--output", &output])
+}
+
+/// Builds the package twice, and runs its tests and its example with the command that is built with the tests.
 ///
 /// Sets `VERROU_PYTHON` for the shell's commands, which `host/tests/component_python.rs` needs: so
-/// `cargo test` comes after this step. The variable is set as soon as there is an interpreter, even
+/// `cargo test` comes after this step. The variable is set as soon as the package is installed, even
 /// if tests fail.
 pub(crate) fn test(shell: &Shell) -> Result<()> {
-    let requirements = project().join("examples/python/requirements.txt");
-    let python = interpreter(shell, "python", &requirements)?;
+    compose_components(shell)?;
+    let wheel = build_wheel(shell)?;
+    let bytes = fs::read(&wheel)?;
+    build_wheel(shell)?;
+    ensure!(
+        fs::read(&wheel)? == bytes,
+        "two builds of {} differ: the build is not reproducible",
+        wheel.display()
+    );
+    let python = interpreter(shell, "python", &requirements())?;
+    let again = ["--force-reinstall", "--no-deps", "--no-index"];
+    cmd!(
+        shell,
+        "{python} -m pip install {QUIETLY...} {again...} {wheel}"
+    )
+    .run()?;
     shell.set_var("VERROU_PYTHON", &python);
-    if !component::directory().join("verrou.wasm").exists() {
-        component::build(shell)?;
-    }
-    compose_locks_in_directories(shell)?;
+    test_installation(shell, &python, &wheel)?;
     let verrou = project().join("target/debug/verrou");
     let example = project().join("examples/python/example.py");
     cmd!(shell, "{python} {example}").run()?;
-    let tests = project().join("examples/python");
-    // A resource that is not closed is an error, and no byte code is written into the examples.
+    let tests = source().join("tests");
+    // A resource that is not closed is an error, and no byte code is written into the sources.
     let options = [
         "-B",
         "-W",
@@ -38,30 +138,56 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
     cmd!(shell, "{python} {options...} --start-directory {tests}")
         .env("VERROU", verrou)
         .run()
-        .context("the tests of examples/python failed")
+        .context("the tests of host/python failed")
 }
 
-/// Composes the component that `examples/python/directory_locks.py` runs.
-fn compose_locks_in_directories(shell: &Shell) -> Result<()> {
-    let composed = |name| component::directory().join(name).display().to_string();
-    let (provider, output) = (
-        composed("provider-filesystem.wasm"),
-        composed("locks-over-filesystem.wasm"),
+/// Installs the wheel with the packages that it names into an empty environment, and uses it in an empty directory.
+fn test_installation(shell: &Shell, python: &Path, wheel: &Path) -> Result<()> {
+    let directory = TempDir::new()?;
+    let (packages, environment, empty) = (
+        directory.path().join("packages"),
+        directory.path().join("environment"),
+        directory.path().join("empty"),
     );
-    if !Path::new(&provider).exists() {
-        guest::build(shell, guest::PROVIDER)?;
-    }
-    compose::compose(shell, &["--store", &provider, "--output", &output])
+    let requirements = requirements();
+    cmd!(
+        shell,
+        "{python} -m pip download {CHECKED...} {QUIETLY...} --requirement {requirements} --dest {packages}"
+    )
+    .run()?;
+    cmd!(shell, "{python} -m venv {environment}").run()?;
+    let python = environment.join(EXECUTABLE);
+    // pip installs the packages that the wheel needs, and no others: of those above, whose hashes have been checked.
+    let sources = ["--no-index", "--find-links"];
+    cmd!(
+        shell,
+        "{python} -m pip install {QUIETLY...} {sources...} {packages} {wheel}"
+    )
+    .run()?;
+    let script = source().join("tests/installed.py");
+    shell.create_dir(&empty)?;
+    let _directory = shell.push_dir(&empty);
+    // Isolated: no variable and no directory adds a module.
+    cmd!(shell, "{python} -I {script} {VERSION}")
+        .run()
+        .context("the installed package does not work")
 }
+
+/// The path of the interpreter in a virtual environment.
+const EXECUTABLE: &str = if cfg!(windows) {
+    "Scripts/python.exe"
+} else {
+    "bin/python"
+};
+
+/// The options with which pip refuses a file without a listed hash, and a package that it would have to build.
+const CHECKED: [&str; 2] = ["--require-hashes", "--only-binary=:all:"];
+const QUIETLY: [&str; 2] = ["--quiet", "--disable-pip-version-check"];
 
 /// Returns an interpreter in `target/tools/NAME` with the packages that the file `requirements` lists.
 pub(crate) fn interpreter(shell: &Shell, name: &str, requirements: &Path) -> Result<PathBuf> {
     let directory = project().join("target/tools").join(name);
-    let python = directory.join(if cfg!(windows) {
-        "Scripts/python.exe"
-    } else {
-        "bin/python"
-    });
+    let python = directory.join(EXECUTABLE);
     let (installed, wanted) = (
         directory.join("requirements.txt"),
         shell.read_file(requirements)?,
@@ -96,11 +222,9 @@ pub(crate) fn interpreter(shell: &Shell, name: &str, requirements: &Path) -> Res
 /// pip refuses a file with another hash, and a package that the list lacks. Only wheels are installed:
 /// building a package would run its code.
 fn install(shell: &Shell, python: &Path, requirements: &Path) -> Result<()> {
-    let checked = ["--require-hashes", "--only-binary=:all:"];
-    let quietly = ["--quiet", "--disable-pip-version-check"];
     cmd!(
         shell,
-        "{python} -m pip install {checked...} {quietly...} --requirement {requirements}"
+        "{python} -m pip install {CHECKED...} {QUIETLY...} --requirement {requirements}"
     )
     .run()
     .with_context(|| {
@@ -113,8 +237,6 @@ fn install(shell: &Shell, python: &Path, requirements: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use tempfile::TempDir;
-
     use super::*;
 
     /// Creates the wheels `sample` and `needy`, which needs `sample`, and the source package `scripted`, whose

@@ -4,11 +4,7 @@
     with locks.lock("my-resource", ttl=10).held() as held:
         print("fencing token", held.fencing_token)
 
-`verrou run --store wasi:/var/lib/app/locks` has the same locks. From the project's directory:
-
-    cargo xtask component
-    cargo xtask compose --store target/component/provider-filesystem.wasm \
-        --output target/component/locks-over-filesystem.wasm
+`verrou run --store wasi:/var/lib/app/locks` has the same locks.
 """
 
 import collections
@@ -18,8 +14,8 @@ from pathlib import Path
 import wasmtime
 from wasmtime.component import Linker
 
-from component_instance import COMPONENT, ENGINE, Instance, compiled
-from verrou_component import Locks
+from ._instance import COMPONENT, ENGINE, Instance, compiled
+from .locks import Locks
 
 COMPOSED = COMPONENT.with_name("locks-over-filesystem.wasm")
 

@@ -4,7 +4,7 @@ import threading
 import time
 from typing import NamedTuple
 
-from store import Busy, Capabilities, Claim, Granted, Holder, renewed_by_extension
+from .store import Busy, Capabilities, Claim, Granted, Holder, renewed_by_extension
 
 
 class Record(NamedTuple):

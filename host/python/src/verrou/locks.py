@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from wasmtime.component import Record
 
-from component_imports import record
-from component_instance import Instance, LockError
-from keep_alive import LONGEST_PAUSE, keep_alive
-from store import Holder, Process
+from ._imports import record
+from ._instance import Instance, LockError
+from ._keep_alive import LONGEST_PAUSE, keep_alive
+from .store import Holder, Process
 
 
 class Locks:

@@ -8,9 +8,7 @@ import time
 import unittest
 from pathlib import Path
 
-from sqlite_store import SqliteStore
-from store import Claim, Granted, StoreError
-from verrou_component import LockError, Locks
+from verrou import Claim, Granted, LockError, Locks, SqliteStore, StoreError
 
 # Processes that share nothing: a forked process would inherit the connection of its parent.
 PROCESSES = multiprocessing.get_context("spawn")

@@ -1,6 +1,6 @@
 """An instance of the component `verrou.wasm`, and calls of its exports.
 
-`component_imports.py` describes how wasmtime-py passes values, which is the same in this direction.
+`_imports.py` describes how wasmtime-py passes values, which is the same in this direction.
 """
 
 import collections
@@ -13,9 +13,9 @@ from pathlib import Path
 import wasmtime
 from wasmtime.component import Component, Linker, Record, Variant
 
-import component_imports
+from . import _imports
 
-COMPONENT = Path(__file__).resolve().parents[2] / "target/component/verrou.wasm"
+COMPONENT = Path(__file__).with_name("verrou.wasm")
 ENGINE = wasmtime.Engine()
 # wasmtime-py keeps parts of a call in global variables, so only one call can run at a time, for all
 # instances. No call waits for a lock.
@@ -42,7 +42,10 @@ def random_u64() -> int:
 @functools.cache
 def compiled(component: Path) -> Component:
     if not component.exists():
-        raise FileNotFoundError(f"{component} does not exist: `cargo xtask component` builds it")
+        raise FileNotFoundError(
+            f"{component} does not exist: this is the source of the package, without the component; "
+            "`cargo xtask python` builds the wheel"
+        )
     return Component.from_file(ENGINE, component)
 
 
@@ -54,7 +57,7 @@ class Instance:
         self._troubles: list[BaseException] = []
         self._wasm = wasmtime.Store(ENGINE)
         linker = Linker(ENGINE)
-        self._waiters = component_imports.define(linker, store, now, random, self._troubles.append)
+        self._waiters = _imports.define(linker, store, now, random, self._troubles.append)
         self._instance = linker.instantiate(self._wasm, compiled(component))
         self._exports = self._instance.get_export_index(self._wasm, "verrou:lock/locks@0.1.0")
 

@@ -1,7 +1,7 @@
 """Serves a Python store *through the component* to the tests that every store must pass.
 
-    python conformance.py dictionary
-    python conformance.py sqlite FILE
+    python through_component.py dictionary
+    python through_component.py sqlite FILE
 
 Each line of standard input requests one operation of one client, and sets the time:
 
@@ -19,10 +19,9 @@ from contextlib import contextmanager
 
 from wasmtime.component import Record
 
-from component_imports import record
-from component_instance import Instance, LockError
-from dictionary_store import DictionaryStore
-from sqlite_store import SqliteStore
+from verrou import DictionaryStore, LockError, SqliteStore
+from verrou._imports import record
+from verrou._instance import Instance
 
 MILLISECOND = 1_000_000
 

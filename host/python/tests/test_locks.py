@@ -8,10 +8,8 @@ from fractions import Fraction
 
 from wasmtime.component import Variant
 
-from component_instance import code
-from dictionary_store import DictionaryStore
-from store import Busy, Capabilities, Granted, Holder, Process, StoreError
-from verrou_component import LockError, Locks
+from verrou import Busy, Capabilities, DictionaryStore, Granted, Holder, LockError, Locks, Process, StoreError
+from verrou._instance import code
 
 GREATEST = Fraction((1 << 64) - 1, 10**9)
 """The longest length of time that the component accepts, in seconds."""

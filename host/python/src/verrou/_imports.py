@@ -11,7 +11,7 @@ import itertools
 
 from wasmtime.component import Linker, Record, ResourceHost, ResourceType, Variant
 
-from store import Busy, Capabilities, Claim, Granted, Holder, Process, StoreError
+from .store import Busy, Capabilities, Claim, Granted, Holder, Process, StoreError
 
 ERROR_CODES = {"unavailable", "full", "corrupt", "denied", "unsupported", "invalid"}
 """The cases of `store-error-code` without a name of the store's choice."""

@@ -9,7 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-from store import Busy, Capabilities, Claim, Granted, Holder, StoreError, renewed_by_extension
+from .store import Busy, Capabilities, Claim, Granted, Holder, StoreError, renewed_by_extension
 
 # A free name keeps its row, and so its fencing token.
 SCHEMA = """

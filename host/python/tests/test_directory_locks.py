@@ -9,15 +9,15 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from directory_locks import COMPOSED, DirectoryLocks
-from verrou_component import LockError
+from verrou import DirectoryLocks, LockError
+from verrou.directory_locks import COMPOSED
 
-HERE = Path(__file__).resolve().parent
-VERROU = os.environ.get("VERROU") or str(HERE.parents[1] / "target/debug/verrou")
+PROJECT = Path(__file__).resolve().parents[3]
+VERROU = os.environ.get("VERROU") or str(PROJECT / "target/debug/verrou")
 
 WORKER = """
 import sys
-from directory_locks import DirectoryLocks
+from verrou import DirectoryLocks
 directory, log, grants = sys.argv[1:]
 lock = DirectoryLocks(directory).lock("x", ttl=60)
 for _ in range(int(grants)):
@@ -37,7 +37,7 @@ done
 
 HOLDER = """
 import sys, time
-from directory_locks import DirectoryLocks
+from verrou import DirectoryLocks
 lock = DirectoryLocks(sys.argv[1]).lock("x", ttl=2)
 print(lock.acquire(), flush=True)
 time.sleep(3600)
@@ -47,7 +47,7 @@ time.sleep(3600)
 class DirectoryLocksTest(unittest.TestCase):
     def setUp(self):
         self.assertTrue(Path(VERROU).exists(), f"{VERROU} does not exist: `cargo build` builds it")
-        self.assertTrue(COMPOSED.exists(), f"{COMPOSED} does not exist: see directory_locks.py")
+        self.assertTrue(COMPOSED.exists(), f"{COMPOSED} does not exist: `cargo xtask python` builds it")
         directory = tempfile.TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         self.locks = Path(directory.name, "locks")
@@ -55,7 +55,6 @@ class DirectoryLocksTest(unittest.TestCase):
         self.log = Path(directory.name, "log")
         self.environment = {
             **os.environ,
-            "PYTHONPATH": str(HERE),
             "VERROU": VERROU,
             "VERROU_STORE": f"wasi:{self.locks}",
         }

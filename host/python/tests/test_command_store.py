@@ -10,17 +10,14 @@ import time
 import unittest
 from pathlib import Path
 
-from command_store import CommandStore
-from store import Claim, StoreError
-from verrou_component import LockError, Locks
+from verrou import Claim, CommandStore, LockError, Locks, StoreError
 
-HERE = Path(__file__).resolve().parent
-VERROU = os.environ.get("VERROU") or str(HERE.parents[1] / "target/debug/verrou")
+PROJECT = Path(__file__).resolve().parents[3]
+VERROU = os.environ.get("VERROU") or str(PROJECT / "target/debug/verrou")
 
 HOLDER = """
 import sys, time
-from command_store import CommandStore
-from verrou_component import Locks
+from verrou import CommandStore, Locks
 lock = Locks(CommandStore(*sys.argv[1:])).lock("x", ttl=3600)
 print(lock.acquire(), flush=True)
 time.sleep(3600)
@@ -92,8 +89,7 @@ class CommandStoreTest(unittest.TestCase):
 
     def test_a_lock_ends_with_a_killed_process(self):
         holder = [sys.executable, "-c", HOLDER, self.url, VERROU]
-        environment = {**os.environ, "PYTHONPATH": str(HERE)}
-        process = subprocess.Popen(holder, stdout=subprocess.PIPE, env=environment)
+        process = subprocess.Popen(holder, stdout=subprocess.PIPE)
         # Cleanups are called in reverse order.
         for cleanup in (process.stdout.close, process.wait, process.kill):
             self.addCleanup(cleanup)
@@ -103,7 +99,7 @@ class CommandStoreTest(unittest.TestCase):
         self.assertGreater(self.locks.lock("x").acquire(timeout=60, delay=0.01), token)
 
     def test_processes_exclude_each_other(self):
-        example = [sys.executable, HERE / "example.py", self.url, VERROU]
+        example = [sys.executable, PROJECT / "examples/python/example.py", self.url, VERROU]
         (Path(self.directory) / "target").mkdir()
         running = [
             subprocess.Popen(example, cwd=self.directory, stdout=subprocess.DEVNULL) for _ in range(3)

@@ -9,7 +9,7 @@ import json
 import subprocess
 import threading
 
-from store import Busy, Capabilities, Claim, Granted, Holder, StoreError
+from .store import Busy, Capabilities, Claim, Granted, Holder, StoreError
 
 GREETING = {"protocol": "verrou serve", "version": 1}
 
