@@ -1,15 +1,35 @@
 """Locks between threads, invalid arguments, and invalid replies of stores."""
 
 import json
+import pickle
 import threading
 import time
 import unittest
+from datetime import timedelta
 from fractions import Fraction
 
 from wasmtime.component import Variant
 
-from verrou import Busy, Capabilities, DictionaryStore, Granted, Holder, LockError, Locks, Process, StoreError
+from verrou import (
+    Busy,
+    Capabilities,
+    DictionaryStore,
+    Granted,
+    Holder,
+    InvalidName,
+    InvalidRetry,
+    InvalidSerializedLock,
+    InvalidTtl,
+    LockError,
+    LockLost,
+    Locks,
+    LockTimeout,
+    NotOwner,
+    Process,
+    StoreError,
+)
 from verrou._instance import code
+from verrou.errors import lock_error
 
 GREATEST = Fraction((1 << 64) - 1, 10**9)
 """The longest length of time that the component accepts, in seconds."""
@@ -220,6 +240,87 @@ class HoldingTest(Case):
         self.count(lambda: Locks(self.store))
 
 
+class ScopeTest(Case):
+    def test_a_with_block_holds_the_lock(self):
+        lock, other = self.locks.lock("x"), self.locks.lock("x")
+        with lock as held:
+            self.assertEqual(held.fencing_token, lock.fencing_token)
+            self.assertFalse(other.try_acquire())
+            with self.assertRaises(RuntimeError):
+                lock.__enter__()
+        self.assertFalse(other.is_locked())
+        with self.assertRaises(ZeroDivisionError):
+            with lock:
+                1 / 0
+        with lock:
+            self.assertTrue(lock.is_held())
+        self.assertTrue(other.try_acquire())
+
+    def test_a_loss_ends_a_with_block_with_an_error(self):
+        lock = self.locks.lock("x")
+        with self.assertRaises(LockLost):
+            with lock:
+                lock.force_release()
+        with lock:
+            pass
+
+    def test_a_lease_can_be_extended_to_any_ttl(self):
+        lock = self.locks.lock("x", ttl="1m")
+        lock.acquire()
+        for ttl, least, most in ((3600, 3000, 3600), ("2h", 7000, 7200), (timedelta(seconds=5), 0, 5)):
+            lock.extend(ttl)
+            self.assertTrue(least < lock.remaining() <= most)
+            (holder,) = lock.holders()
+            self.assertTrue(least < holder.remaining / 1e9 <= most)
+        lock.extend(None)
+        self.assertIsNone(lock.remaining())
+        lock.extend("none")
+        self.assertEqual([holder.remaining for holder in lock.holders()], [None])
+        lock.extend()
+        self.assertTrue(50 < lock.remaining() <= 60)
+        for wrong in (0, -1, "5", GREATEST):
+            self.assert_fails("E_INVALID_TTL", lock.extend, wrong)
+        self.assertTrue(lock.is_held())
+
+    def test_an_expired_lease_is_expired(self):
+        lock = self.locks.lock("x", ttl=0.01)
+        self.assertFalse(lock.is_expired())
+        lock.acquire()
+        self.locks.lock("x").acquire(delay=0.005, timeout=60)
+        self.assertTrue(lock.is_expired())
+        self.assertEqual(lock.remaining(), 0)
+        self.assert_fails("E_LOCK_NOT_OWNER", lock.extend)
+
+    def test_a_lock_has_its_name_ttl_and_fencing_token(self):
+        lock = self.locks.lock("x", ttl="500ms")
+        self.assertEqual((lock.name, lock.ttl, lock.fencing_token), ("x", 0.5, None))
+        lock.acquire()
+        self.assertEqual(lock.fencing_token, 1)
+        self.assertIsNone(self.locks.lock("x", ttl="none").ttl)
+
+    def test_each_code_has_an_exception(self):
+        lock = self.locks.lock("x")
+        lock.acquire()
+        for kind, base, work in (
+            (LockTimeout, TimeoutError, lambda: self.locks.lock("x").acquire(timeout=0)),
+            (InvalidName, ValueError, lambda: self.locks.lock("")),
+            (InvalidTtl, ValueError, lambda: self.locks.lock("x", ttl=0)),
+            (InvalidRetry, ValueError, lambda: lock.acquire(attempts=1.5)),
+            (InvalidSerializedLock, ValueError, lambda: self.locks.restore("{}")),
+            (NotOwner, LockError, lambda: self.locks.lock("x").release()),
+        ):
+            with self.assertRaises(kind) as caught:
+                work()
+            error = caught.exception
+            self.assertIsInstance(error, base)
+            self.assertIn(f"({kind.code})", str(error))
+            copy = pickle.loads(pickle.dumps(error))
+            self.assertEqual((type(copy), str(copy), copy.code, copy.temporary), (kind, str(error), kind.code, False))
+        other = lock_error("E_LATER", "wrong", True)
+        self.assertEqual((type(other), other.code, other.temporary), (LockError, "E_LATER", True))
+        self.assertEqual(str(pickle.loads(pickle.dumps(other))), "wrong (E_LATER)")
+
+
 class InvalidArgumentTest(Case):
     def test_invalid_names_are_refused(self):
         for name in ("", "n" * 1025, "n" * (1 << 20)):
@@ -227,7 +328,7 @@ class InvalidArgumentTest(Case):
         self.assertTrue(self.locks.lock("n" * 1024).try_acquire())
 
     def test_invalid_ttls_are_refused(self):
-        for ttl in (0, 1e-12, -1, GREATEST, 2 * GREATEST, float("nan"), float("inf"), 1 << 70, "5s", []):
+        for ttl in (0, 1e-12, -1, GREATEST, 2 * GREATEST, float("nan"), float("inf"), 1 << 70, "5", "1M", [], b"5s"):
             self.assert_fails("E_INVALID_TTL", self.locks.lock, "x", ttl)
         # The longest ttl: 2^63 - 1 nanoseconds.
         self.assertTrue(self.locks.lock("x", Fraction((1 << 63) - 1, 10**9)).try_acquire())

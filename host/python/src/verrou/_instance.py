@@ -14,20 +14,14 @@ import wasmtime
 from wasmtime.component import Component, Linker, Record, Variant
 
 from . import _imports
+from .errors import lock_error
+from .store import Store, Waiter
 
 COMPONENT = Path(__file__).with_name("verrou.wasm")
 ENGINE = wasmtime.Engine()
 # wasmtime-py keeps parts of a call in global variables, so only one call can run at a time, for all
 # instances. No call waits for a lock.
 ONE_CALL = threading.RLock()
-
-
-class LockError(Exception):
-    """The error of a lock; `code` is the same on every host."""
-
-    def __init__(self, code: str, message: str, temporary: bool = False):
-        super().__init__(f"{message} ({code})")
-        self.code, self.temporary = code, temporary
 
 
 def boot_time() -> int:
@@ -70,7 +64,7 @@ class Instance:
         if isinstance(result, Variant) and result.tag in ("ok", "err"):
             result = result.payload
         if isinstance(result, Record) and hasattr(result, "code"):
-            raise LockError(code(result.code), result.message, result.temporary) from trouble
+            raise lock_error(code(result.code), result.message, result.temporary) from trouble
         return result
 
     def close(self, handle) -> None:
@@ -82,15 +76,11 @@ class Instance:
         """Drops a handle with the next call: this method may be called during one."""
         self._dropped.append(handle)
 
-    def wait(self, attempt, seconds: float) -> None:
-        """Waits until the lock of `attempt` may be free, but at most for `seconds`."""
+    def waiter(self, attempt) -> Waiter | None:
+        """Returns the waiter of an attempt that is to wait, if it has a place in the store's wait queue."""
         with ONE_CALL:
             pollable = self.call("[method]attempt.subscribe", attempt)
-            waiter = pollable and self._waiters.take(self._wasm, pollable)
-        if waiter:
-            waiter.wait(seconds)
-        else:
-            time.sleep(seconds)
+            return None if pollable is None else self._waiters.take(self._wasm, pollable)
 
     def _enter(self, work, *arguments):
         """Does `work` in the component; returns its result, and the last exception of the store."""

@@ -4,7 +4,7 @@ import threading
 import time
 from typing import NamedTuple
 
-from .store import Busy, Capabilities, Claim, Granted, Holder, renewed_by_extension
+from .store import Busy, Capabilities, Claim, Granted, Holder, Notification, renewed_by_extension
 
 
 class Record(NamedTuple):
@@ -121,21 +121,14 @@ class DictionaryStore:
             self._sweep_at = max(64, 2 * len(self._records))
 
 
-class Waiter:
+class Waiter(Notification):
     """A place in the wait queue of a name."""
 
     def __init__(self, store: DictionaryStore, name: str):
+        super().__init__()
         self._store, self._name = store, name
-        self._notified = threading.Event()
 
-    def notify(self):
-        self._notified.set()
-
-    def wait(self, seconds: float):
-        self._notified.wait(seconds)
-        self._notified.clear()
-
-    def leave(self):
+    def leave(self) -> None:
         self._store.leave(self._name, self)
 
 

@@ -4,6 +4,10 @@ Any object with the methods of `Store` is a store. Each method is one atomic ope
 time are whole nanoseconds; `None` means no limit, or unknown.
 """
 
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 
@@ -80,13 +84,60 @@ class StoreError(Exception):
 
 
 class Waiter(Protocol):
-    """The place of a claim in the store's wait queue."""
+    """The place of a claim in the store's wait queue.
+
+    With a coroutine method `wait_async`, which has the arguments of `wait`, tasks are notified, too; otherwise they
+    keep their places in the queue and try again after each delay. `Notification` has both methods.
+    """
 
     def wait(self, seconds: float) -> None:
         """Waits until the claim may be granted, but at most for `seconds`."""
 
     def leave(self) -> None:
         """Leaves the queue, after the grant or without one."""
+
+
+class Notification:
+    """A flag that any thread sets, and for which a thread or a task waits: the waiting of a `Waiter`."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._is_set = threading.Event()
+        self._callbacks: list[Callable[[], None]] = []
+
+    def notify(self) -> None:
+        """Ends the current wait, or the next one."""
+        with self._mutex:
+            self._is_set.set()
+            for callback in self._callbacks:
+                callback()
+
+    def wait(self, seconds: float) -> None:
+        """Waits for a notification, but at most for `seconds`."""
+        self._is_set.wait(seconds)
+        self._is_set.clear()
+
+    async def wait_async(self, seconds: float) -> None:
+        """Waits as `wait` does, as a task."""
+        loop, notified = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            # The loop of a task that was not awaited may be closed.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(notified.set)
+
+        with self._mutex:
+            self._callbacks.append(wake)
+            if self._is_set.is_set():
+                notified.set()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await notified.wait()
+        finally:
+            with self._mutex:
+                self._callbacks.remove(wake)
+        self._is_set.clear()
 
 
 class Store(Protocol):
