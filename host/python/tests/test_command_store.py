@@ -1,16 +1,19 @@
 """Locks shared with the command `verrou`: the one that `VERROU` names, by default the one that Cargo built."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
+import unittest.mock
 from pathlib import Path
 
-from verrou import Claim, CommandStore, LockError, Locks, StoreError
+from verrou import AsyncLocks, Claim, CommandStore, LockError, Locks, LockTimeout, StoreError
 
 PROJECT = Path(__file__).resolve().parents[3]
 VERROU = os.environ.get("VERROU") or str(PROJECT / "target/debug/verrou")
@@ -24,6 +27,14 @@ time.sleep(3600)
 """
 
 
+# Holds the lock for a moment in each turn, as a program with work does.
+PROGRAM = """
+until [ -e "$3" ]; do
+    "$VERROU" run x --ttl 60s -- sh -c 'echo "$1" >> "$0"; sleep 0.005' "$1" "$2" || exit
+done
+"""
+
+
 class CommandStoreTest(unittest.TestCase):
     def setUp(self):
         self.assertTrue(Path(VERROU).exists(), f"{VERROU} does not exist: `cargo build` builds it")
@@ -34,8 +45,8 @@ class CommandStoreTest(unittest.TestCase):
         self.store = self.open(self.url)
         self.locks = Locks(self.store)
 
-    def open(self, url: str) -> CommandStore:
-        store = CommandStore(url, VERROU)
+    def open(self, url: str, command: str = VERROU) -> CommandStore:
+        store = CommandStore(url, command)
         self.addCleanup(store.close)
         return store
 
@@ -133,6 +144,106 @@ class CommandStoreTest(unittest.TestCase):
         with self.locks.lock("x", ttl=1).held() as held:
             self.assertFalse(held.lost.wait(2))
             self.assertTrue(self.is_held())
+
+    def test_a_waiter_is_notified(self):
+        for url in (self.url, f"file:{self.directory}/files"):
+            with self.subTest(url):
+                store, elsewhere = self.open(url), Locks(self.open(url))
+                lock = elsewhere.lock("x", ttl=60)
+                token = lock.acquire()
+                tokens = []
+                # Only a notification can end its pause in time.
+                wait = lambda: tokens.append(Locks(store).lock("x").acquire(delay=3600, timeout=3600))
+                waiter = threading.Thread(target=wait)
+                waiter.start()
+                self.until(lambda: store._queued)
+                lock.release()
+                waiter.join()
+                self.assertEqual(len(tokens), 1)
+                self.assertGreater(tokens[0], token)
+                self.assertEqual(store._queued, {})
+                self.assertEqual(store._answers.waiters, {})
+
+    def until(self, condition):
+        end = time.monotonic() + 60
+        while not condition():
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.001)
+
+    def test_a_waiter_that_stops_leaves_the_queue(self):
+        lock = self.locks.lock("x", ttl=60)
+        lock.acquire()
+        store = self.open(self.url)
+        with self.assertRaises(LockTimeout):
+            Locks(store).lock("x").acquire(timeout=0.05, delay=0.01)
+        self.assertEqual((store._queued, store._answers.waiters), ({}, {}))
+        lock.release()
+        # The lock would be reserved for a waiter that is still in the queue.
+        self.verrou("run", "x", "--no-wait", "--", "true")
+
+    def test_one_store_serves_many_waiting_tasks(self):
+        async def main():
+            locks, order = AsyncLocks(self.store), []
+            lock = locks.lock("x", ttl=60)
+            await lock.acquire()
+
+            async def wait(number):
+                async with locks.lock("x").held(delay=3600):
+                    order.append(number)
+
+            tasks = []
+            for number in range(20):
+                tasks.append(asyncio.create_task(wait(number)))
+                while len(self.store._queued) <= number:
+                    await asyncio.sleep(0.001)
+            await lock.release()
+            await asyncio.gather(*tasks)
+            self.assertEqual(order, list(range(20)))
+            self.assertEqual(self.store._queued, {})
+
+        asyncio.run(main())
+
+    def test_a_python_waiter_gets_its_share_beside_programs_that_take_turns(self):
+        log, stop = Path(self.directory, "grants"), Path(self.directory, "stop")
+        log.touch()
+        environment = {**os.environ, "VERROU": VERROU, "VERROU_STORE": self.url}
+        programs = [
+            subprocess.Popen(["sh", "-c", PROGRAM, "sh", log, str(number), stop], env=environment)
+            for number in range(3)
+        ]
+        try:
+            self.until(lambda: {"0", "1", "2"} <= set(log.read_text().split()))
+            lock, grants = self.locks.lock("x", ttl=60), 40
+            with open(log, "a") as file:
+                for _ in range(grants):
+                    with lock.held(timeout=600):
+                        print("python", file=file, flush=True)
+                        time.sleep(0.005)
+        finally:
+            stop.touch()
+            codes = [program.wait() for program in programs]
+        self.assertEqual(codes, [0, 0, 0])
+        lines = log.read_text().split()
+        first, last = lines.index("python"), len(lines) - lines[::-1].index("python")
+        native = len(lines[first:last]) - grants
+        self.assertGreater(native, grants, "the programs did not contend for the lock")
+        self.assertGreaterEqual(grants, 0.7 * native / len(programs), f"{grants} beside {native} in {len(programs)}")
+
+    def test_an_answer_that_is_none_ends_the_store(self):
+        command = Path(self.directory, "wrong")
+        for answers, error in (("not JSON", "Expecting value"), ('{"protocol":"verrou serve","version":2}', "version 1")):
+            command.write_text(f"#!/bin/sh\necho '{answers}'\ncat > /dev/null\n")
+            command.chmod(0o755)
+            with self.assertRaisesRegex((StoreError, ValueError), error):
+                CommandStore(self.url, str(command))
+        command.write_text(
+            """#!/bin/sh\necho '{"protocol":"verrou serve","version":1}'\nread line\necho no\ncat > /dev/null\n"""
+        )
+        store = self.open(self.url, str(command))
+        with unittest.mock.patch.object(threading, "excepthook"), self.assertRaisesRegex(StoreError, "has ended"):
+            store.capabilities()
+        with self.assertRaisesRegex(StoreError, "closed"):
+            store.capabilities()
 
     def test_a_file_lock_cannot_be_serialized(self):
         locks = Locks(self.open(f"file:{self.directory}/files"))
