@@ -50,16 +50,38 @@ const PROGRAM = `
   console.log(JSON.stringify(said))
 `
 
+const SAID = '["bigint","E_LOCK_TIMEOUT",true,true]\n'
+
+/** Returns the options of tests that need `runtime`. */
+const optionsFor = (name, { program }) => ({
+  timeout: 600_000,
+  skip: !existsSync(program) && `npm has no ${name} for this machine`,
+})
+
+/** Makes a directory for one test, and writes the program to a file in it. */
+function place(t) {
+  const directory = mkdtempSync(join(tmpdir(), 'verrou-runtime-'))
+  t.after(() => rmSync(directory, { recursive: true }))
+  const program = join(directory, 'program.mjs')
+  writeFileSync(program, PROGRAM.replaceAll('PACKAGE', resolve(here, '../../target/js')))
+  return { directory, program }
+}
+
+test('Bun compiles the program to an executable file', optionsFor('Bun', RUNTIMES.Bun), async (t) => {
+  const { directory, program } = place(t)
+  const compiled = join(directory, 'compiled')
+  await run(RUNTIMES.Bun.program, ['build', '--compile', program, '--outfile', compiled], { cwd: directory })
+  const { stdout } = await run(compiled, [join(directory, 'locks')], { cwd: directory })
+  assert.equal(stdout, SAID)
+})
+
 for (const [name, runtime] of Object.entries(RUNTIMES)) {
-  const options = { timeout: 600_000, skip: !existsSync(runtime.program) && `npm has no ${name} for this machine` }
+  const options = optionsFor(name, runtime)
 
   test(`${name} runs a program with a store in files, which ends`, options, async (t) => {
-    const directory = mkdtempSync(join(tmpdir(), 'verrou-runtime-'))
-    t.after(() => rmSync(directory, { recursive: true }))
-    const program = join(directory, 'program.mjs')
-    writeFileSync(program, PROGRAM.replaceAll('PACKAGE', resolve(here, '../../target/js')))
+    const { directory, program } = place(t)
     const { stdout } = await run(runtime.program, [...runtime.run, program, join(directory, 'locks')])
-    assert.equal(stdout, '["bigint","E_LOCK_TIMEOUT",true,true]\n')
+    assert.equal(stdout, SAID)
   })
 
   for (const file of runtime.files) {

@@ -16,7 +16,8 @@
  *   in every store. A lease expires exactly at the millisecond of its end.
  * - After a release nothing remains of the lease: `getRemainingTime()` returns `null`.
  * - An error of a store becomes the `cause` of an `E_LOCK_STORAGE_ERROR`.
- * - The memory store excludes, and a release wakes its waiters.
+ * - The memory store excludes, and a release wakes its waiters, except for locks with a given owner, such as restored
+ *   ones, which retry after the delay.
  */
 
 import type { LockStore as MainLockStore } from '../index.js'
