@@ -51,8 +51,8 @@ class Waiters:
         return self._waiters.pop(number)
 
 
-def define(linker: Linker, store, now, random, on_trouble) -> Waiters:
-    """Defines the imports. `on_trouble` gets each exception of `store`."""
+def define(linker: Linker, define_import, store, now, random, on_trouble) -> Waiters:
+    """Defines the imports by `define_import`. `on_trouble` gets each exception of `store`."""
     # `get-capabilities` returns the same at every call, and cannot return an error: so it is called once.
     capabilities = names(checked(store.capabilities(), Capabilities))
     waiters = Waiters()
@@ -93,22 +93,23 @@ def define(linker: Linker, store, now, random, on_trouble) -> Waiters:
             imports.add_resource("pollable", ResourceType.host(POLLABLE), forget)
         with root.add_instance("verrou:lock/store@0.1.0") as imports:
             imports.add_resource("waiter", ResourceType.host(WAITER), leave)
-            imports.add_func("join", join)
-            imports.add_func(
+            define_import(imports, "join", join)
+            define_import(
+                imports,
                 "[method]waiter.subscribe",
                 lambda context, waiter: waiters.add(waiters.get(context, waiter), POLLABLE),
             )
-            imports.add_func("acquire", operation(about(store.acquire), acquired))
-            imports.add_func("renew", operation(about(store.renew), renewed))
+            define_import(imports, "acquire", operation(about(store.acquire), acquired))
+            define_import(imports, "renew", operation(about(store.renew), renewed))
             for name in ("extend", "release", "detach"):
-                imports.add_func(name, operation(about(getattr(store, name)), done))
-            imports.add_func("force-release", operation(store.force_release, done))
-            imports.add_func("holders", operation(store.holders, holders))
-            imports.add_func("get-capabilities", lambda _: capabilities)
+                define_import(imports, name, operation(about(getattr(store, name)), done))
+            define_import(imports, "force-release", operation(store.force_release, done))
+            define_import(imports, "holders", operation(store.holders, holders))
+            define_import(imports, "get-capabilities", lambda _: capabilities)
         with root.add_instance("wasi:clocks/monotonic-clock@0.2.0") as imports:
-            imports.add_func("now", lambda _: now())
+            define_import(imports, "now", lambda _: now())
         with root.add_instance("wasi:random/random@0.2.0") as imports:
-            imports.add_func("get-random-u64", lambda _: random())
+            define_import(imports, "get-random-u64", lambda _: random())
     return waiters
 
 

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import wasmtime
-from wasmtime.component import Component, Linker, Record, Variant
+from wasmtime.component import Component, Func, Linker, Record, Variant
 
 from . import _imports
+from ._calls import KeepingFunc, define_import
 from .errors import lock_error
 from .store import Store, Waiter
 
@@ -49,23 +50,35 @@ class Instance:
     def __init__(self, store, now=boot_time, random=random_u64, component=COMPONENT):
         self._dropped: collections.deque = collections.deque()
         self._troubles: list[BaseException] = []
+        self._functions: dict[str, Func] = {}
         self._wasm = wasmtime.Store(ENGINE)
         linker = Linker(ENGINE)
-        self._waiters = _imports.define(linker, store, now, random, self._troubles.append)
+        self._waiters = _imports.define(linker, self._define_import, store, now, random, self._troubles.append)
         self._instance = linker.instantiate(self._wasm, compiled(component))
         self._exports = self._instance.get_export_index(self._wasm, "verrou:lock/locks@0.1.0")
 
     def call(self, function: str, *arguments):
         """Calls the function of the interface `locks` with this name."""
         with ONE_CALL:
-            index = self._instance.get_export_index(self._wasm, function, self._exports)
-            called = self._instance.get_func(self._wasm, index)
+            called = self._functions.get(function) or self._function(function)
             result, trouble = self._enter(called, self._wasm, *arguments)
         if isinstance(result, Variant) and result.tag in ("ok", "err"):
             result = result.payload
         if isinstance(result, Record) and hasattr(result, "code"):
             raise lock_error(code(result.code), result.message, result.temporary) from trouble
         return result
+
+    # `benchmarks/calls.py` replaces both by the calls of wasmtime-py.
+    # `benchmarks/calls.py` replaces them by the calls of wasmtime-py.
+    _keep_types = staticmethod(KeepingFunc.of)
+    _define_import = staticmethod(define_import)
+
+    def _function(self, name: str):
+        """Returns the function of the interface `locks` with this name."""
+        index = self._instance.get_export_index(self._wasm, name, self._exports)
+        function = self._instance.get_func(self._wasm, index)
+        self._functions[name] = self._keep_types(function, self._wasm)
+        return self._functions[name]
 
     def close(self, handle) -> None:
         """Drops a handle."""

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 import wasmtime
-from wasmtime.component import Linker
+from wasmtime.component import Func, Linker
 
 from ._instance import COMPONENT, ENGINE, Instance, compiled
 from .locks import Locks
@@ -26,6 +26,7 @@ class DirectoryInstance(Instance):
     def __init__(self, directory: str | os.PathLike, component: Path = COMPOSED):
         self._dropped: collections.deque = collections.deque()
         self._troubles: list[BaseException] = []
+        self._functions: dict[str, Func] = {}
         self._wasm = wasmtime.Store(ENGINE)
         wasi = wasmtime.WasiConfig()
         wasi.preopen_dir(os.fspath(directory), "locks")
